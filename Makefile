@@ -1,0 +1,44 @@
+# Two commands: `make serve` and `make test`. Both set up all that they need.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PHOTOS ?=
+# Paths in the environment of other projects must not reach this one.
+unexport PYTHONPATH
+
+.PHONY: help serve test lint types clean
+
+help:
+	@echo "make serve                 run the service on http://127.0.0.1:5010"
+	@echo "make serve PHOTOS=FOLDER   the same, and load a folder of photos"
+	@echo "make test                  run the tests"
+	@echo "make lint types            check style and types"
+	@echo "make clean                 remove the virtual environment and caches"
+
+serve: $(VENV)/serve.stamp
+	@exec $(BIN)/python -m backend serve $(if $(PHOTOS),--load "$(PHOTOS)")
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/test.stamp
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/serve.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[export,test]'
+	@touch $@ $(VENV)/serve.stamp

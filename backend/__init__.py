@@ -1,0 +1,1 @@
+"""Image similarity search with object detection: the service."""

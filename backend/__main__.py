@@ -1,0 +1,224 @@
+"""Command line: `python -m backend serve|load|check`.
+
+Exit codes: 0 done, 1 it ran and something is wrong, 2 the command or a setting is wrong.
+"""
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import structlog
+from aiohttp import web
+from pydantic import SecretStr
+
+from backend.app import create_app, open_services
+from backend.checking import check_collection
+from backend.console import print_failures, print_table, show_load, stderr
+from backend.errors import ConfigurationError, ServiceError
+from backend.http.services import INDEXER
+from backend.logs import configure_logging
+from backend.settings import Settings
+
+_log = structlog.get_logger("backend")
+
+_SHUTDOWN_SECONDS: Final = 2.0
+"""Requests in flight get this long; with the loads' last commit a stop stays under 5 s."""
+_EXAMPLE_PHOTO: Final = "/path/to/a/photo.jpg"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    options = vars(_parser().parse_args(arguments))
+    run: Callable[[Settings, dict[str, Any]], Awaitable[int]] = options.pop("run")
+    flags = {
+        name: options.pop(name)
+        for name in Settings.model_fields
+        if options.get(name) is not None or options.pop(name, None)
+    }
+    try:
+        settings = Settings.load(**flags)
+        configure_logging(settings.log_level)
+        return asyncio.run(_until_stopped(run(settings, options)))
+    except ConfigurationError as error:
+        stderr.print(f"error: {error}", markup=False, soft_wrap=True)
+        return 2
+    except ServiceError as error:
+        stderr.print(f"error: {error}", markup=False, soft_wrap=True)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m backend",
+        description="Image similarity search with object detection.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    serve = _command(commands, "serve", _serve, "run the HTTP service")
+    serve.add_argument("--load", metavar="FOLDER", help="load this folder once it runs")
+    load = _command(commands, "load", _load, "load a folder of photos while no service runs")
+    load.add_argument("folder", help="folder on this machine, read recursively")
+    load.add_argument("--table", help="collection to load into (default: DEFAULT_TABLE)")
+    load.add_argument(
+        "--prune", action="store_true", help="also remove photos that are gone from the folder"
+    )
+    _command(commands, "check", _check, "compare catalog, vectors and disk while no service runs")
+    return parser
+
+
+def _command(
+    commands: Any,
+    name: str,
+    run: Callable[[Settings, dict[str, Any]], Awaitable[int]],
+    description: str,
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=description, description=description.capitalize() + ".", allow_abbrev=False
+    )
+    command.set_defaults(run=run)
+    group = command.add_argument_group(
+        "settings", "Each comes from its flag, else from the environment variable in brackets."
+    )
+    for field, info in Settings.model_fields.items():
+        default = info.default
+        if isinstance(default, SecretStr):
+            default = default.get_secret_value()
+        shown = "unset" if default is None or default == "" else default
+        group.add_argument(
+            f"--{field.replace('_', '-')}",
+            metavar="VALUE",
+            # A percent sign would be one of argparse's own placeholders.
+            help=f"{info.description} [{field.upper()}; default: {shown}]".replace("%", "%%"),
+        )
+    return command
+
+
+async def _until_stopped(command: Awaitable[int]) -> int:
+    """Runs a command; SIGINT and SIGTERM cancel it, so that it ends by its own clean-up."""
+    task = asyncio.ensure_future(command)
+    loop = asyncio.get_running_loop()
+    stopped = False
+
+    def stop(number: signal.Signals) -> None:
+        nonlocal stopped
+        if not stopped:  # a second Ctrl-C must not break into the clean-up
+            stopped = True
+            _log.info("stopping", signal=number.name)
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
+        return 0
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+async def _serve(settings: Settings, options: dict[str, Any]) -> int:
+    app = create_app(settings)
+    runner = web.AppRunner(
+        app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_SECONDS
+    )
+    try:
+        await runner.setup()
+        site = web.TCPSite(runner, settings.host, settings.port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot listen on {settings.host}:{settings.port}: {error.strerror};"
+                " choose another HOST or PORT"
+            ) from None
+        url = _url(settings.host, runner.addresses[0][1])
+        _log.info("server.ready", url=url)
+        if options["load"]:
+            await _load_while_serving(app, settings, options["load"], url)
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
+        _log.info("server.stopped")
+    return 0
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _load_while_serving(
+    app: web.Application, settings: Settings, folder: str, url: str
+) -> None:
+    try:
+        await show_load(await app[INDEXER].start_load(folder, settings.default_table))
+    except ServiceError as error:
+        # The service is of use without it: what was wrong is said, and it goes on.
+        stderr.print(f"error: {error}", markup=False, soft_wrap=True)
+        return
+    stderr.print(
+        f"\nReady at {url}. Search with a photo of yours:\n"
+        f"  curl -F image=@{_EXAMPLE_PHOTO} {url}/img/search\n"
+        f"All endpoints, to try in a browser: {url}/docs\n",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+async def _load(settings: Settings, options: dict[str, Any]) -> int:
+    async with open_services(settings) as services:
+        table = options["table"] or settings.default_table
+        load = await services.indexer.start_load(options["folder"], table, prune=options["prune"])
+        await show_load(load)
+        return 1 if load.counts.failed else 0
+
+
+async def _check(settings: Settings, _options: dict[str, Any]) -> int:
+    consistent = True
+    async with open_services(settings) as services:
+        rows = []
+        failures = []
+        gone = []
+        for collection in await services.catalog.collections("ready"):
+            report = await check_collection(collection, services.catalog, services.vectors)
+            consistent &= report.is_consistent
+            failures += report.failures
+            gone += [(collection.name, path) for path in report.gone]
+            usable = collection.embedder_sha256 == services.analyzer.embedder.sha256
+            rows.append(
+                (
+                    collection.name,
+                    report.photos,
+                    report.objects,
+                    len(report.missing),
+                    len(report.orphaned),
+                    len(report.gone),
+                    len(report.failures),
+                    collection.embedder if usable else f"{collection.embedder} (not in use)",
+                )
+            )
+    header = (
+        "collection",
+        "photos",
+        "objects",
+        "missing vectors",
+        "orphaned vectors",
+        "files gone",
+        "failed",
+        "embedder",
+    )
+    print_table("Collections", header, rows)
+    if gone:
+        print_table("Indexed photos whose files are gone", ("collection", "photo"), gone)
+    if failures:
+        print_failures(failures, len(failures))
+    return 0 if consistent else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""From the bytes of a photo to its objects and their embeddings.
+
+The one path that every photo takes, whether it is indexed or searched for: equal bytes therefore
+get equal vectors. Decoding, letterboxing and cropping run in threads, never on the event loop.
+"""
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.errors import EmbedderMismatch
+from backend.serving.models import Candidates, Detector, Embedder
+from backend.storage.catalog import Collection, NewObject
+from backend.vision.crops import crop_objects
+from backend.vision.decode import decode
+from backend.vision.detections import select_detections
+from backend.vision.letterbox import Letterbox, letterbox
+
+__all__ = ["WHOLE_IMAGE_LABEL", "AnalyzedPhoto", "PhotoAnalyzer"]
+
+WHOLE_IMAGE_LABEL: Final = "image"
+"""Label of the object that a whole photo makes."""
+
+_WHOLE_IMAGE_SCORE: Final = 1.0
+"""That a photo shows itself is certain."""
+
+
+@dataclass(frozen=True)
+class AnalyzedPhoto:
+    """A photo's upright size in pixels, its objects, best score first, and their embeddings.
+
+    `embeddings` is float32 [N, D], a unit vector for each object.
+    """
+
+    width: int
+    height: int
+    objects: list[NewObject]
+    embeddings: NDArray[np.float32]
+
+
+class PhotoAnalyzer:
+    """Runs the detector and the embedder on photos; many calls may be in flight together."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        embedder: Embedder,
+        *,
+        whole_image: Literal["fallback", "always", "never"],
+        max_pixels: int,
+    ) -> None:
+        self.detector = detector
+        self.embedder = embedder
+        self._whole_image = whole_image
+        self._max_pixels = max_pixels
+        # OpenCV drops the GIL: a thread a core keeps every core busy.
+        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="vision")
+
+    async def analyze(self, data: bytes) -> AnalyzedPhoto:
+        """Objects and embeddings of an encoded photo.
+
+        Raises:
+            InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`.
+        """
+        loop = asyncio.get_running_loop()
+        photo, square, placement = await loop.run_in_executor(self._threads, self._prepare, data)
+        [candidates] = await self.detector.detect(square[np.newaxis])
+        objects, crops = await loop.run_in_executor(
+            self._threads, self._cut, photo, candidates, placement
+        )
+        height, width = photo.shape[:2]
+        del photo, square  # a large photo's pixels need not wait for the embedder's turn
+        return AnalyzedPhoto(width, height, objects, await self.embedder.embed(crops))
+
+    def check_collection(self, collection: Collection) -> None:
+        """Refuses a collection whose vectors come from another embedder than the one in use.
+
+        Raises:
+            EmbedderMismatch: with both names and what to do.
+        """
+        if collection.embedder_sha256 == self.embedder.sha256:
+            return
+        raise EmbedderMismatch(
+            f"collection {collection.name!r} was filled by the embedder {collection.embedder!r}"
+            f" ({collection.dim}-d, SHA-256 {collection.embedder_sha256[:12]}…), the one in use is"
+            f" {self.embedder.name!r} ({self.embedder.dimension}-d, SHA-256"
+            f" {self.embedder.sha256[:12]}…): their vectors do not compare. To embed its photos"
+            " anew, drop the collection and load them again; to keep it, start with EMBEDDER_MODEL"
+            " set to the embedder that filled it"
+        )
+
+    def _prepare(self, data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Letterbox]:
+        photo = decode(data, max_pixels=self._max_pixels)
+        return photo, *letterbox(photo, self.detector.size)
+
+    def _cut(
+        self, photo: NDArray[np.uint8], candidates: Candidates, placement: Letterbox
+    ) -> tuple[list[NewObject], NDArray[np.uint8]]:
+        found = select_detections(
+            candidates.boxes,
+            candidates.scores,
+            candidates.labels,
+            placement=placement,
+            score_threshold=self.detector.score_threshold,
+            nms_threshold=self.detector.nms_threshold,
+        )
+        objects = [
+            NewObject(self.detector.labels[label], score, (x1, y1, x2, y2))
+            for label, score, (x1, y1, x2, y2) in zip(
+                found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True
+            )
+        ]
+        boxes = found.boxes
+        if self._whole_image == "always" or (self._whole_image == "fallback" and not objects):
+            height, width = photo.shape[:2]
+            whole = (0.0, 0.0, float(width), float(height))
+            objects.append(NewObject(WHOLE_IMAGE_LABEL, _WHOLE_IMAGE_SCORE, whole))
+            boxes = np.vstack([boxes, np.array([whole], np.float32)])
+        return objects, crop_objects(photo, boxes, self.embedder.size)
+
+    async def close(self) -> None:
+        """Ends the threads."""
+        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)

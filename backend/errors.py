@@ -1,0 +1,100 @@
+"""The error tree. Each class carries the HTTP status that it becomes.
+
+    ServiceError                 500
+    ├── InvalidInput             400  a value that the caller sent is not usable
+    │   └── InvalidImage         400  bytes that are no readable photo
+    ├── NotFound                 404
+    ├── Forbidden                403  the operator has switched this off
+    ├── Conflict                 409  something else was asked for at the same time
+    │   └── EmbedderMismatch     409  a collection was filled by another embedder
+    ├── TooLarge                 413  more bytes or pixels than allowed
+    ├── UnsupportedFormat        415  an image, but of a format that is not read
+    ├── BadGateway               502  a server that the caller pointed to misbehaved
+    └── Unavailable              503  not now: stopping
+    ConfigurationError           settings or models that cannot work; never over HTTP, exit code 2
+
+Messages are sentences for the caller: what was wrong, with which value, and what to do next.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "BadGateway",
+    "ConfigurationError",
+    "Conflict",
+    "EmbedderMismatch",
+    "Forbidden",
+    "InvalidImage",
+    "InvalidInput",
+    "NotFound",
+    "ServiceError",
+    "TooLarge",
+    "Unavailable",
+    "UnsupportedFormat",
+]
+
+
+class ServiceError(Exception):
+    """Base of all errors that a client is told about."""
+
+    status: ClassVar[int] = 500
+
+
+class InvalidInput(ServiceError, ValueError):
+    """A parameter, body or path that the caller can correct."""
+
+    status = 400
+
+
+class InvalidImage(InvalidInput):
+    """Bytes that are not a readable photo: empty, truncated, damaged, or no image at all."""
+
+
+class NotFound(ServiceError):
+    """Something named by the caller does not exist."""
+
+    status = 404
+
+
+class Forbidden(ServiceError):
+    """Something that the settings do not allow."""
+
+    status = 403
+
+
+class Conflict(ServiceError):
+    """What was asked for cannot be had together with what else is there or going on."""
+
+    status = 409
+
+
+class EmbedderMismatch(Conflict):
+    """A collection holds vectors of another embedder: distances between them mean nothing."""
+
+
+class TooLarge(ServiceError):
+    """A photo of more bytes or pixels than the settings allow."""
+
+    status = 413
+
+
+class UnsupportedFormat(ServiceError):
+    """A recognisable image of a format that this program does not read."""
+
+    status = 415
+
+
+class BadGateway(ServiceError):
+    """A photo's URL could not be fetched."""
+
+    status = 502
+
+
+class Unavailable(ServiceError):
+    """The service is stopping; the same request works after a restart."""
+
+    status = 503
+
+
+class ConfigurationError(Exception):
+    """Settings, models or stored data that contradict each other, found at start."""

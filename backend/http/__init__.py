@@ -1,0 +1,1 @@
+"""What clients see: routes, requests, answers. Knows the services, never an engine."""

@@ -1,0 +1,265 @@
+"""The existing endpoints, as the existing web client and scripts call them.
+
+Their names, fields, answers and casts are given; only errors differ from the system that they come
+from: true status codes with `{"status": false, "msg": …}`.
+"""
+
+import asyncio
+import json
+from typing import Final
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from backend.errors import InvalidInput, NotFound
+from backend.http.multipart import Form, read_form
+from backend.http.raw_paths import paths_meant
+from backend.http.schemas import LoadBody, Operation, Parameter
+from backend.http.services import CATALOG, FETCHER, INDEXER, SEARCHER, SETTINGS
+from backend.settings import MAX_TOP_K
+from backend.storage.catalog import path_key
+from backend.vision.decode import CONTENT_TYPES, SNIFF_BYTES, sniff
+
+__all__ = ["OPERATIONS"]
+
+_PHOTO_FIELD: Final = "image"
+_TRUE: Final = frozenset({"true", "1", "yes", "on"})
+_FALSE: Final = frozenset({"false", "0", "no", "off"})
+
+
+async def load(request: web.Request) -> web.Response:
+    """Loads a folder; answers when it is done, or, to a browser, as soon as it has begun."""
+    body = await _load_body(request)
+    started = await request.app[INDEXER].start_load(body.folder, body.table or _default(request))
+    # A browser's page (it sends Origin) polls /progress after this answer and would show
+    # nothing if it came only at the end; scripts take this answer for the end.
+    if _flag(request, "wait", default="Origin" not in request.headers):
+        await started.wait()
+    return web.json_response("Successfully loaded data!")
+
+
+async def progress(request: web.Request) -> web.Response:
+    """How far the loads under way, or else the last ones, have come."""
+    current, total = request.app[INDEXER].progress()
+    return web.json_response(f"current: {current}, total: {total}")
+
+
+async def count(request: web.Request) -> web.Response:
+    """The number of photos in a collection."""
+    return web.json_response(await request.app[SEARCHER].count(_table(request)))
+
+
+async def search(request: web.Request) -> web.Response:
+    """The photos that hold the objects most similar to those of the query photo."""
+    form = await _form(request)
+    top_k = _top_k(form.fields.get("topk") or request.query.get("topk"), request)
+    if form.photo is None:
+        raise InvalidInput(_missing_photo(request))
+    hits = await request.app[SEARCHER].search(form.photo, _table(request), top_k)
+    return web.json_response([[hit.object.path, hit.distance] for hit in hits])
+
+
+async def upload(request: web.Request) -> web.Response:
+    """Keeps and indexes one photo, sent along or fetched from a URL."""
+    form = await _form(request)
+    table = _table(request)
+    url = form.fields.get("url") or request.query.get("url")
+    if form.photo is not None:
+        data = form.photo
+    elif url:
+        data = await request.app[FETCHER].fetch(url)
+    else:
+        raise InvalidInput(f"{_missing_photo(request)}, or a 'url' to fetch it from")
+    image_id = await request.app[INDEXER].add_photo(data, table)
+    return web.json_response(f"Successfully loaded data: {image_id}")
+
+
+async def drop(request: web.Request) -> web.Response:
+    """Removes a collection; nothing to remove is fine."""
+    await request.app[INDEXER].drop(_table(request))
+    return web.json_response("ok")
+
+
+async def data(request: web.Request) -> web.StreamResponse:
+    """The file of a catalogued photo; nothing else on the disk is served."""
+    _, _, raw_query = request.raw_path.partition("?")
+    paths = paths_meant(raw_query, "image_path")
+    if not paths:
+        raise InvalidInput("the parameter 'image_path' is missing: GET /data?image_path=PATH")
+    image = await request.app[CATALOG].indexed_image([path_key(path) for path in paths])
+    if image is None:
+        raise NotFound(f"no photo of that path is indexed: {_printable(paths[0])}")
+    try:
+        beginning = await asyncio.to_thread(_beginning, image.path)
+    except OSError as error:
+        raise NotFound(
+            f"the photo is indexed, but its file cannot be read: {error.strerror}"
+        ) from None
+    image_format = sniff(beginning)
+    if image_format is None:
+        # Whatever has taken the photo's place since it was indexed is not for serving.
+        raise NotFound("the photo is indexed, but its file is no photo any more")
+    return web.FileResponse(
+        image.path,
+        headers={
+            "Content-Type": CONTENT_TYPES[image_format],
+            "X-Content-Type-Options": "nosniff",
+        },
+    )
+
+
+async def _load_body(request: web.Request) -> LoadBody:
+    expected = 'send JSON such as {"File": "/folder/of/photos", "Table": "my_photos"}'
+    try:
+        # Whatever the Content-Type says: scripts send JSON without naming it.
+        return LoadBody.model_validate(json.loads(await request.read()))
+    except web.HTTPRequestEntityTooLarge:
+        raise
+    except ValidationError as error:
+        [first, *_] = error.errors()
+        name = ".".join(map(str, first["loc"])) or "the body"
+        raise InvalidInput(f"{name}: {first['msg']}; {expected}") from None
+    except (ValueError, RecursionError):
+        raise InvalidInput(f"the body is no JSON; {expected}") from None
+
+
+async def _form(request: web.Request) -> Form:
+    limit = request.app[SETTINGS].max_upload_bytes
+    return await read_form(request, photo_field=_PHOTO_FIELD, max_photo_bytes=limit)
+
+
+def _beginning(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(SNIFF_BYTES)
+
+
+def _missing_photo(request: web.Request) -> str:
+    return (
+        f"the field {_PHOTO_FIELD!r} is missing: {request.path} takes a multipart form with a"
+        f" photo in it"
+    )
+
+
+def _default(request: web.Request) -> str:
+    return request.app[SETTINGS].default_table
+
+
+def _table(request: web.Request) -> str:
+    return request.query.get("table_name") or _default(request)
+
+
+def _top_k(text: str | None, request: web.Request) -> int:
+    if not text:
+        return request.app[SETTINGS].top_k
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= MAX_TOP_K):
+        shown = text if len(text) <= 40 else f"{text[:40]}…"
+        raise InvalidInput(f"topk must be a whole number from 1 to {MAX_TOP_K}, not {shown!r}")
+    return int(text)
+
+
+def _flag(request: web.Request, name: str, *, default: bool) -> bool:
+    text = request.query.get(name, "").lower()
+    if not text:
+        return default
+    if text not in _TRUE | _FALSE:
+        raise InvalidInput(f"{name} must be true or false, not {text!r}")
+    return text in _TRUE
+
+
+def _printable(path: str) -> str:
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+_TABLE = Parameter("table_name", "collection; DEFAULT_TABLE where it is not given")
+_FILE = {"type": "string", "format": "binary"}
+_TOP_K = {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K}
+_TEXT = {"type": "string"}
+
+OPERATIONS: Final = (
+    Operation(
+        "POST",
+        "/img/load",
+        load,
+        "Load a folder of photos",
+        answer={**_TEXT, "const": "Successfully loaded data!"},
+        query=(
+            Parameter(
+                "wait",
+                "answer when the load is done (true) or has begun (false); unset: done, but begun"
+                " for a request with an Origin header",
+                {"type": "boolean"},
+            ),
+        ),
+        body=LoadBody,
+        errors=(400, 409, 503),
+    ),
+    Operation(
+        "GET",
+        "/progress",
+        progress,
+        "How far the load has come",
+        answer={**_TEXT, "examples": ["current: 3, total: 20"]},
+    ),
+    Operation(
+        "POST",
+        "/img/count",
+        count,
+        "Number of photos in a collection",
+        answer={"type": "integer"},
+        query=(_TABLE,),
+        errors=(400,),
+    ),
+    Operation(
+        "POST",
+        "/img/search",
+        search,
+        "Photos with the most similar objects, nearest first",
+        answer={
+            "type": "array",
+            "items": {
+                "type": "array",
+                "prefixItems": [_TEXT, {"type": "number", "minimum": 0}],
+                "minItems": 2,
+                "maxItems": 2,
+            },
+        },
+        query=(_TABLE,),
+        form=(
+            Parameter(_PHOTO_FIELD, "the query photo", _FILE, required=True),
+            Parameter("topk", "photos to return; TOP_K where it is not given", _TOP_K),
+        ),
+        errors=(400, 409, 413, 415),
+    ),
+    Operation(
+        "POST",
+        "/img/upload",
+        upload,
+        "Keep and index one photo",
+        answer={**_TEXT, "examples": ["Successfully loaded data: 17"]},
+        query=(_TABLE, Parameter("url", "where to fetch the photo from")),
+        form=(
+            Parameter(_PHOTO_FIELD, "the photo", _FILE),
+            Parameter("url", "where to fetch the photo from"),
+        ),
+        errors=(400, 403, 409, 413, 415, 502),
+    ),
+    Operation(
+        "POST",
+        "/img/drop",
+        drop,
+        "Remove a collection",
+        answer={**_TEXT, "const": "ok"},
+        query=(_TABLE,),
+        errors=(400,),
+    ),
+    Operation(
+        "GET",
+        "/data",
+        data,
+        "The file of an indexed photo",
+        answer={"type": "string", "format": "binary"},
+        query=(Parameter("image_path", "path as /img/search gives it", required=True),),
+        media_type="image/*",
+        errors=(400, 404),
+    ),
+)

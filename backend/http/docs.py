@@ -1,0 +1,27 @@
+"""`/openapi.json` and `/docs`: interactive documentation, served without a network."""
+
+from collections.abc import Sequence
+
+import swagger_ui
+from aiohttp import web
+
+from backend.http.schemas import Operation, openapi_document
+
+__all__ = ["add_documentation"]
+
+_TITLE = "Image similarity search with object detection"
+
+
+def add_documentation(app: web.Application, operations: Sequence[Operation], version: str) -> None:
+    """Adds the routes that document `operations`; `/` leads there."""
+    document = openapi_document(operations, title=_TITLE, version=version)
+
+    async def openapi(_request: web.Request) -> web.Response:
+        return web.json_response(document)
+
+    async def index(_request: web.Request) -> web.Response:
+        raise web.HTTPFound("/docs")
+
+    app.router.add_get("/openapi.json", openapi)
+    app.router.add_get("/", index)
+    swagger_ui.api_doc(app, config_rel_url="/openapi.json", url_prefix="/docs", title=_TITLE)

@@ -1,0 +1,96 @@
+"""What every request passes: errors become answers, other origins are let in, a line is logged."""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from backend.errors import ServiceError
+
+__all__ = ["allow_other_origins", "answer_errors", "answer_preflights", "log_requests"]
+
+_log = structlog.get_logger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_PREFLIGHT_SECONDS: Final = "600"
+"""How long a browser may remember a preflight's answer; Chromium's own limit is 7,200."""
+
+
+@web.middleware
+async def log_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Logs one line a request; outermost, so that it sees the status that the client sees."""
+    start = time.perf_counter()
+    response = await handler(request)
+    _log.info(
+        "request",
+        method=request.method,
+        path=request.path,
+        status=response.status,
+        ms=round((time.perf_counter() - start) * 1000, 1),
+    )
+    return response
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns errors into `{"status": false, "msg": …}` with their true status."""
+    try:
+        return await handler(request)
+    except ServiceError as error:
+        if error.status >= 500:
+            _log.error("request.failed", path=request.path, error=str(error))
+        return _error(error.status, str(error))
+    except web.HTTPException as answer:
+        if answer.status < 400:
+            raise
+        response = _error(answer.status, _describe(request, answer))
+        if isinstance(answer, web.HTTPMethodNotAllowed):
+            response.headers["Allow"] = answer.headers["Allow"]
+        return response
+    except Exception:
+        _log.exception("request.broke", path=request.path)
+        return _error(500, "an internal error; the server's log has its cause")
+
+
+@web.middleware
+async def answer_preflights(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answers a browser that asks whether a page of another origin may call (Fetch, 4.8)."""
+    asked = request.headers.get("Access-Control-Request-Method")
+    if request.method != "OPTIONS" or "Origin" not in request.headers or asked is None:
+        return await handler(request)
+    return web.Response(
+        status=204,
+        headers={
+            "Access-Control-Allow-Methods": "GET, HEAD, POST",
+            "Access-Control-Allow-Headers": request.headers.get(
+                "Access-Control-Request-Headers", "Content-Type"
+            ),
+            "Access-Control-Max-Age": _PREFLIGHT_SECONDS,
+        },
+    )
+
+
+async def allow_other_origins(request: web.Request, response: web.StreamResponse) -> None:
+    """Lets pages of any origin read the answers: the existing web client is served elsewhere.
+
+    Without credentials, of which there are none. A signal rather than a middleware, since files
+    are answered from the handler.
+    """
+    if "Origin" in request.headers:
+        response.headers["Access-Control-Allow-Origin"] = "*"
+
+
+def _error(status: int, message: str) -> web.Response:
+    return web.json_response({"status": False, "msg": message}, status=status)
+
+
+def _describe(request: web.Request, answer: web.HTTPException) -> str:
+    if answer.status == 404:
+        return f"there is nothing at {request.path}; GET /docs lists what there is"
+    if isinstance(answer, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(answer.allowed_methods))
+        return f"{request.path} is called with {allowed}, not with {answer.method}"
+    return answer.text or answer.reason

@@ -1,0 +1,54 @@
+"""Which photo a client means by `/data?image_path=…`.
+
+The existing web client pastes the path into an `src` attribute unescaped, and the browser escapes
+only part of it: spaces, quotes, angle brackets and what is not ASCII become %XX, while `&`, `+`
+and `%` stay as they are. Other clients escape all of it, with %20 or with + for a space. One raw
+query string can therefore mean several paths; the catalog knows which of them exists.
+"""
+
+import itertools
+import re
+from typing import Final
+from urllib.parse import unquote_plus, unquote_to_bytes
+
+__all__ = ["paths_meant"]
+
+# What browsers escape in the query of an http URL (URL Standard, special-query percent-encode
+# set) and can therefore also be a literal %XX of the file's name.
+_AMBIGUOUS: Final = re.compile(r"(%(?:20|22|27|3C|3E))")
+_NOT_ASCII: Final = re.compile(r"(?:%[89A-F][0-9A-F])+")
+_MAX_AMBIGUOUS: Final = 8
+"""Up to 2^8 readings are tried; further escapes are taken for the browser's."""
+
+
+def paths_meant(raw_query: str, name: str) -> list[str]:
+    """The paths that `name=…` of a raw query string may mean, the likeliest first.
+
+    The value reaches to the end of the query: an unescaped path may hold `&`. Empty where the
+    query has no such parameter.
+    """
+    match = re.search(rf"(?:^|&){re.escape(name)}=", raw_query)
+    if match is None:
+        return []
+    raw = raw_query[match.end() :]
+    readings = [_decode(raw), *_as_a_browser_escapes(raw), unquote_plus(raw)]
+    return list(dict.fromkeys(readings))
+
+
+def _as_a_browser_escapes(raw: str) -> list[str]:
+    text = _NOT_ASCII.sub(lambda run: _decode(run[0]), raw)
+    pieces = _AMBIGUOUS.split(text)
+    escapes = pieces[1::2]
+    choices = [
+        (_decode(escape), escape) if index < _MAX_AMBIGUOUS else (_decode(escape),)
+        for index, escape in enumerate(escapes)
+    ]
+    return [
+        "".join(itertools.chain(*zip(pieces[::2], [*chosen, ""], strict=True)))
+        for chosen in itertools.product(*choices)
+    ]
+
+
+def _decode(text: str) -> str:
+    # As a file system's names are decoded, so that their bytes come out again.
+    return unquote_to_bytes(text).decode("utf-8", "surrogateescape")

@@ -1,0 +1,595 @@
+"""Photos in: the load pipeline, uploads, deletion, and recovery from a crash.
+
+The order of writes makes every moment safe to die at. Adding: (1) the photo's row `pending` with
+its objects, in one transaction; (2) the vectors; (3) the row `indexed`. Removing: `deleting`,
+the vectors, the rows. At the next start what is `pending` is undone, and the load that brought it
+goes on; what is `deleting` is finished. Knows services below, no HTTP.
+"""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Final, TypeVar, TypeVarTuple
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from backend.analysis import PhotoAnalyzer
+from backend.errors import (
+    Conflict,
+    InvalidImage,
+    ServiceError,
+    TooLarge,
+    Unavailable,
+)
+from backend.names import check_collection_name
+from backend.scanning import FolderScan, FoundPhoto, scan_folder
+from backend.settings import Settings
+from backend.storage.catalog import (
+    Catalog,
+    Collection,
+    Image,
+    LoadRow,
+    LoadState,
+    NewImage,
+    TouchedImage,
+    path_key,
+)
+from backend.storage.vectors import ObjectVector, VectorStore
+from backend.uploads import UploadFolder
+from backend.vision.decode import read_header
+
+__all__ = ["Failure", "Indexer", "Load", "LoadCounts"]
+
+_log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+
+_LOOKUP_CHUNK: Final = 500
+"""Photos whose rows are looked up with one query."""
+_COMMIT_PHOTOS: Final = 64
+"""Photos of one commit at most: it costs two disk syncs however many there are."""
+_FILE_THREADS: Final = 4
+"""Threads that read and hash files: enough to keep one disk busy."""
+_FAILURES_KEPT: Final = 1000
+"""Failures that a load keeps in memory for its report; the catalog keeps all."""
+
+
+@dataclass
+class LoadCounts:
+    """What has become of a folder's photos so far."""
+
+    total: int = 0
+    indexed: int = 0
+    unchanged: int = 0
+    failed: int = 0
+    removed: int = 0
+    passed_over: int = 0
+    objects: int = 0
+
+    @property
+    def processed(self) -> int:
+        """Photos that are done with, one way or another."""
+        return self.indexed + self.unchanged + self.failed
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A photo that could not be indexed, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(eq=False)
+class Load:
+    """A folder's photos on their way into a collection."""
+
+    id: int
+    collection: Collection
+    root: str
+    prune: bool
+    counts: LoadCounts
+    failures: list[Failure] = field(default_factory=list)
+    state: LoadState = "running"
+    task: "asyncio.Task[None] | None" = None
+
+    async def wait(self) -> None:
+        """Returns when the load is done.
+
+        Raises:
+            ServiceError: it failed, was cancelled, or the service is stopping.
+        """
+        assert self.task is not None
+        # Shielded: a client that goes away takes its wait with it, not the load.
+        await asyncio.shield(self.task)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """A photo that is ready to be written, with the embeddings of its objects."""
+
+    image: NewImage
+    embeddings: NDArray[np.float32]
+
+
+class Indexer:
+    """Writes photos into the catalog and the vector store, and takes them out again."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        vectors: VectorStore,
+        analyzer: PhotoAnalyzer,
+    ) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._vectors = vectors
+        self._analyzer = analyzer
+        self._uploads = UploadFolder(settings.uploads)
+        self._files = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="files")
+        self._starting = asyncio.Lock()  # one load at a time is looked up and registered
+        self._turn = asyncio.Lock()  # one load at a time runs: the networks are the work
+        self._writing = asyncio.Lock()  # no drop in the middle of a commit, nor the reverse
+        self._active: list[Load] = []
+        self._shown: list[Load] = []  # the loads that `progress` is about
+        self._background: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    # Loads
+
+    async def start_load(self, folder: str, name: str, *, prune: bool = False) -> Load:
+        """Starts loading a folder; returns once its photos are counted and the load runs.
+
+        A folder that is being loaded into the same collection already is joined.
+
+        Args:
+            folder: absolute, or relative to DATA_PATH.
+            name: the collection; it is made where there is none.
+            prune: afterwards, remove the photos under the folder that are not in it any more.
+
+        Raises:
+            InvalidInput: no such folder, no photo in it, or no collection's name.
+            EmbedderMismatch: the collection was filled by another embedder.
+            Unavailable: the service is stopping.
+        """
+        check_collection_name(name)
+        scan = await self._in_file_thread(self._scan, folder)
+        return await self._register(scan, name, prune=prune)
+
+    def _scan(self, folder: str) -> FolderScan:
+        return scan_folder(folder, start=self._settings.data_path)
+
+    async def _register(
+        self, scan: FolderScan, name: str, *, prune: bool, resumed: LoadRow | None = None
+    ) -> Load:
+        async with self._starting:
+            if self._stopping:
+                raise Unavailable("the service is stopping; load the folder after its restart")
+            for load in self._active:
+                if (load.collection.name, load.root, load.prune) == (name, scan.root, prune):
+                    return load
+            collection = await self._ensure_collection(name)
+            load_id = (
+                resumed.id
+                if resumed
+                else await self._catalog.begin_load(collection.id, scan.root, prune=prune)
+            )
+            counts = LoadCounts(total=len(scan.photos), passed_over=scan.passed_over)
+            load = Load(load_id, collection, scan.root, prune, counts)
+            if not self._active:
+                self._shown = []
+            self._active.append(load)
+            self._shown.append(load)
+            load.task = asyncio.create_task(self._run(load, scan), name=f"load-{load_id}")
+            # A load that nobody waits for must not warn of an exception that was never fetched.
+            load.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+            return load
+
+    def progress(self) -> tuple[int, int]:
+        """Photos done and photos found, of the loads under way or else of the last ones."""
+        counts = [load.counts for load in self._shown]
+        return sum(count.processed for count in counts), sum(count.total for count in counts)
+
+    async def _run(self, load: Load, scan: FolderScan) -> None:
+        log = _log.bind(load=load.id, collection=load.collection.name)
+        error: str | None = None
+        try:
+            async with self._turn:
+                log.info("load.started", root=load.root, photos=load.counts.total)
+                for folder, reason in scan.unreadable.items():
+                    log.warning("load.folder_unreadable", folder=folder, reason=reason)
+                await self._index(load, scan.photos)
+                if load.prune:
+                    await self._prune(load, scan)
+            load.state = "done"
+        except asyncio.CancelledError:
+            if self._stopping:
+                # Left `running` in the catalog, so that the next start goes on with it.
+                log.info("load.interrupted", **asdict(load.counts))
+                raise Unavailable(
+                    "the service is stopping; the load goes on after its restart"
+                ) from None
+            load.state = "cancelled"
+            raise Conflict(f"the load of {load.root} was cancelled") from None
+        except BaseException as failure:
+            cause = _first_cause(failure)
+            load.state, error = "failed", f"{type(cause).__name__}: {cause}"
+            log.error("load.failed", error=error, exc_info=cause)
+            raise ServiceError(f"the load of {load.root} broke off: {error}") from cause
+        finally:
+            self._active.remove(load)
+            if load.state != "running":
+                await _finish(
+                    self._catalog.end_load(load.id, load.state, asdict(load.counts), error)
+                )
+                log.info(f"load.{load.state}", **asdict(load.counts))
+
+    async def _index(self, load: Load, photos: Sequence[FoundPhoto]) -> None:
+        concurrency = self._settings.load_concurrency
+        found: asyncio.Queue[tuple[FoundPhoto, Image | None] | None] = asyncio.Queue(concurrency)
+        ready: asyncio.Queue[_Outcome | TouchedImage | None] = asyncio.Queue(concurrency)
+
+        async def feed() -> None:
+            for start in range(0, len(photos), _LOOKUP_CHUNK):
+                chunk = photos[start : start + _LOOKUP_CHUNK]
+                keys = [path_key(photo.path) for photo in chunk]
+                known = await self._catalog.images_by_key(load.collection.id, keys)
+                for photo, key in zip(chunk, keys, strict=True):
+                    if _is_unchanged(photo, known.get(key)):
+                        load.counts.unchanged += 1
+                    else:
+                        await found.put((photo, known.get(key)))
+            for _ in range(concurrency):
+                await found.put(None)
+
+        async def work() -> None:
+            while (item := await found.get()) is not None:
+                await ready.put(await self._prepare(*item))
+            await ready.put(None)
+
+        async def write() -> None:
+            working = concurrency
+            while working:
+                batch = [await ready.get()]
+                while len(batch) < _COMMIT_PHOTOS and not ready.empty():
+                    batch.append(ready.get_nowait())
+                working -= batch.count(None)
+                await self._write_batch(load, [item for item in batch if item is not None])
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(feed())
+            for _ in range(concurrency):
+                group.create_task(work())
+            group.create_task(write())
+
+    async def _prepare(self, photo: FoundPhoto, known: Image | None) -> _Outcome | TouchedImage:
+        """Reads and analyses one photo; whatever is wrong with it becomes its error."""
+        sha256 = ""
+        try:
+            if photo.problem:
+                raise InvalidImage(photo.problem)
+            data, sha256 = await self._in_file_thread(self._read, photo)
+            if known is not None and known.state == "indexed" and known.sha256 == sha256:
+                return TouchedImage(known.id, photo.size, photo.mtime_ns)
+            analyzed = await self._analyzer.analyze(data)
+        except ServiceError as problem:
+            return self._failed(photo, sha256, str(problem))
+        except OSError as problem:
+            return self._failed(photo, sha256, f"the file cannot be read: {problem.strerror}")
+        except Exception as problem:
+            # Anything else is a fault of ours or of an engine. It is recorded like a bad photo,
+            # because one photo never stops a load, and the next load tries it again.
+            _log.exception("load.photo_broke", path=photo.path)
+            return self._failed(photo, sha256, f"{type(problem).__name__}: {problem}")
+        return _Outcome(
+            NewImage(
+                path=photo.path,
+                path_key=path_key(photo.path),
+                sha256=sha256,
+                size=photo.size,
+                mtime_ns=photo.mtime_ns,
+                width=analyzed.width,
+                height=analyzed.height,
+                objects=analyzed.objects,
+            ),
+            analyzed.embeddings,
+        )
+
+    def _failed(self, photo: FoundPhoto, sha256: str, reason: str) -> _Outcome:
+        return _Outcome(
+            NewImage(
+                # A name that is not UTF-8 is shown with its odd bytes escaped; its key is exact.
+                path=os.fsencode(photo.path).decode("utf-8", "backslashreplace"),
+                path_key=path_key(photo.path),
+                sha256=sha256,
+                size=photo.size,
+                mtime_ns=photo.mtime_ns,
+                error=reason,
+            ),
+            np.empty((0, self._analyzer.embedder.dimension), np.float32),
+        )
+
+    def _read(self, photo: FoundPhoto) -> tuple[bytes, str]:
+        limit = self._settings.max_file_bytes
+        with open(photo.path, "rb") as file:
+            # One byte past the limit tells a file that has grown since it was listed.
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise TooLarge(f"the file has more than the {limit} bytes that MAX_FILE_BYTES allows")
+        return data, hashlib.sha256(data).hexdigest()
+
+    async def _write_batch(self, load: Load, batch: list[_Outcome | TouchedImage]) -> None:
+        touched = [item for item in batch if isinstance(item, TouchedImage)]
+        outcomes = [item for item in batch if isinstance(item, _Outcome)]
+        if touched:
+            await self._catalog.touch_images(touched)
+            load.counts.unchanged += len(touched)
+        if not outcomes:
+            return
+        await _finish(self._commit(load.collection, outcomes))
+        for outcome in outcomes:
+            if outcome.image.error is None:
+                load.counts.indexed += 1
+                load.counts.objects += len(outcome.image.objects)
+                continue
+            load.counts.failed += 1
+            failure = Failure(outcome.image.path, outcome.image.error)
+            if len(load.failures) < _FAILURES_KEPT:
+                load.failures.append(failure)
+            _log.warning(
+                "load.photo_failed", load=load.id, path=failure.path, reason=failure.reason
+            )
+
+    async def _prune(self, load: Load, scan: FolderScan) -> None:
+        present = {path_key(photo.path) for photo in scan.photos}
+        below = os.path.join(load.root, "")
+        # What lies in a folder that could not be listed may well still be there.
+        unknown = tuple(os.path.join(folder, "") for folder in scan.unreadable)
+        async for page in self._catalog.images(load.collection.id, ["indexed", "failed"]):
+            gone = [
+                image.id
+                for image in page
+                if image.path.startswith(below)
+                and not image.path.startswith(unknown)
+                and image.path_key not in present
+            ]
+            if gone:
+                await _finish(self._delete(load.collection, gone))
+                load.counts.removed += len(gone)
+
+    # Single photos and whole collections
+
+    async def add_photo(self, data: bytes, name: str) -> int:
+        """Keeps and indexes an uploaded photo; returns its image id once it can be found.
+
+        The same bytes in the same collection are the same photo, however often they come.
+
+        Raises:
+            InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`; nothing is kept.
+            EmbedderMismatch: the collection was filled by another embedder.
+        """
+        check_collection_name(name)
+        image_format, sha256 = await self._in_file_thread(_identify, data)
+        analyzed = await self._analyzer.analyze(data)
+        collection = await self._ensure_collection(name)
+        path = self._uploads.path(collection.id, sha256, image_format)
+        key = path_key(str(path))
+        known = (await self._catalog.images_by_key(collection.id, [key])).get(key)
+        if known is not None and known.state == "indexed":
+            return known.id
+        image = NewImage(
+            path=str(path),
+            path_key=key,
+            sha256=sha256,
+            size=len(data),
+            mtime_ns=0,  # ours: it never changes
+            width=analyzed.width,
+            height=analyzed.height,
+            objects=analyzed.objects,
+        )
+
+        async def keep() -> int:
+            await self._in_file_thread(self._uploads.write, path, data)
+            try:
+                [image_id] = await self._commit(collection, [_Outcome(image, analyzed.embeddings)])
+            except BaseException:
+                await self._in_file_thread(self._uploads.remove, path)
+                raise
+            return image_id
+
+        image_id = await _finish(keep())
+        _log.info("photo.added", collection=name, image=image_id, objects=len(analyzed.objects))
+        return image_id
+
+    async def drop(self, name: str) -> bool:
+        """Removes a collection: its photos' rows, vectors and uploaded files. Loads into it end.
+
+        Returns whether there was one. The photos of loaded folders are not touched.
+        """
+        check_collection_name(name)
+        async with self._starting:  # no load into it begins meanwhile
+            await self._cancel([load for load in self._active if load.collection.name == name])
+            collection = await self._catalog.collection(name)
+            if collection is None:
+                return False
+            await _finish(self._drop(collection))
+        _log.info("collection.dropped", collection=name)
+        return True
+
+    async def _drop(self, collection: Collection) -> None:
+        async with self._writing:
+            await self._catalog.begin_drop(collection.id)
+            await self._vectors.drop(collection.store)
+            await self._in_file_thread(self._uploads.remove_collection, collection.id)
+            await self._catalog.finish_drop(collection.id)
+
+    async def _ensure_collection(self, name: str) -> Collection:
+        embedder = self._analyzer.embedder
+        async with self._writing:
+            collection = await self._catalog.ensure_collection(
+                name,
+                embedder=embedder.name,
+                embedder_sha256=embedder.sha256,
+                dim=embedder.dimension,
+                metric=self._settings.metric_type,
+            )
+            if collection is None:
+                raise Conflict(f"collection {name!r} is being dropped: try again in a moment")
+            self._analyzer.check_collection(collection)
+            await self._vectors.create(collection.store, collection.dim)
+        return collection
+
+    async def _cancel(self, loads: Sequence[Load]) -> None:
+        tasks = [load.task for load in loads if load.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # Writing
+
+    async def _commit(self, collection: Collection, outcomes: Sequence[_Outcome]) -> list[int]:
+        """The three steps of adding photos; see the module's docstring. Returns their ids."""
+        async with self._writing:
+            now = await self._catalog.collection_by_id(collection.id)
+            if now is None or now.state != "ready":
+                raise Conflict(f"collection {collection.name!r} was dropped in the meantime")
+            stored = await self._catalog.begin_images(
+                collection.id, [outcome.image for outcome in outcomes]
+            )
+            rows = [
+                ObjectVector(object_id, image.id, found.label, found.score, vector)
+                for image, outcome in zip(stored, outcomes, strict=True)
+                for object_id, found, vector in zip(
+                    image.object_ids, outcome.image.objects, outcome.embeddings, strict=True
+                )
+            ]
+            if rows:
+                await self._vectors.upsert(collection.store, rows)
+            replaced = [image for image in stored if image.replaced]
+            if replaced:
+                await self._vectors.delete_images(
+                    collection.store,
+                    [image.id for image in replaced],
+                    keep=[object_id for image in replaced for object_id in image.object_ids],
+                )
+            failed = {
+                image.id: outcome.image.error
+                for image, outcome in zip(stored, outcomes, strict=True)
+                if outcome.image.error is not None
+            }
+            indexed = [image.id for image in stored if image.id not in failed]
+            await self._catalog.finish_images(indexed, failed)
+        return [image.id for image in stored]
+
+    async def _delete(self, collection: Collection, image_ids: Sequence[int]) -> None:
+        async with self._writing:
+            await self._catalog.begin_delete_images(image_ids)
+            await self._vectors.delete_images(collection.store, image_ids)
+            await self._catalog.finish_delete_images(image_ids)
+
+    # Start and end
+
+    async def recover(self) -> None:
+        """Undoes or finishes what a crash has left; call it once, before anything else."""
+        for collection in await self._catalog.collections("deleting"):
+            await self._drop(collection)
+            _log.info("recovery.dropped", collection=collection.name)
+        ready = await self._catalog.collections("ready")
+        for collection in ready:
+            await self._vectors.create(collection.store, collection.dim)
+            async for page in self._catalog.images(collection.id, ["pending", "deleting"]):
+                await self._delete(collection, [image.id for image in page])
+                _log.info("recovery.undone", collection=collection.name, photos=len(page))
+        await self._sweep_uploads({collection.id for collection in ready})
+
+    async def _sweep_uploads(self, collection_ids: set[int]) -> None:
+        """Removes the files of uploads that were never acknowledged."""
+        for collection_id in await self._in_file_thread(self._uploads.collections):
+            if collection_id not in collection_ids:
+                await self._in_file_thread(self._uploads.remove_collection, collection_id)
+                continue
+            files = await self._in_file_thread(self._uploads.files, collection_id)
+            keys = {path_key(str(path)): path for path in files}
+            known = await self._catalog.images_by_key(collection_id, list(keys))
+            for key, path in keys.items():
+                if key not in known:
+                    await self._in_file_thread(self._uploads.remove, path)
+                    _log.info("recovery.upload_removed", path=str(path))
+
+    async def resume_loads(self) -> None:
+        """Goes on with the loads that a stop or a crash has interrupted, in the background."""
+        for row in await self._catalog.running_loads():
+            task = asyncio.create_task(self._resume(row), name=f"resume-{row.id}")
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def _resume(self, row: LoadRow) -> None:
+        try:
+            collection = await self._catalog.collection_by_id(row.collection_id)
+            if collection is None:
+                return
+            scan = await self._in_file_thread(self._scan, row.root)
+            load = await self._register(scan, collection.name, prune=row.prune, resumed=row)
+            if load.id == row.id:
+                _log.info("load.resumed", load=row.id, root=row.root)
+            else:
+                # Somebody has asked for the same folder before we came to it.
+                await self._catalog.end_load(row.id, "cancelled", row.counts)
+        except Unavailable:
+            return
+        except ServiceError as error:
+            _log.warning("load.not_resumed", load=row.id, root=row.root, reason=str(error))
+            await self._catalog.end_load(row.id, "failed", row.counts, str(error))
+
+    async def close(self) -> None:
+        """Stops loads at a safe point, to be resumed at the next start, and ends the threads."""
+        self._stopping = True
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._cancel(list(self._active))
+        # A commit that outlived its request still holds the lock: let it end.
+        async with self._writing:
+            pass
+        await asyncio.to_thread(self._files.shutdown, cancel_futures=True)
+
+    def _in_file_thread(
+        self, function: Callable[[*_Ts], _T], *arguments: *_Ts
+    ) -> "asyncio.Future[_T]":
+        return asyncio.get_running_loop().run_in_executor(self._files, function, *arguments)
+
+
+def _is_unchanged(photo: FoundPhoto, known: Image | None) -> bool:
+    return (
+        known is not None
+        and known.state == "indexed"
+        and (known.size, known.mtime_ns) == (photo.size, photo.mtime_ns)
+    )
+
+
+def _identify(data: bytes) -> tuple[str, str]:
+    """Format and SHA-256 of an uploaded photo."""
+    return read_header(data).format, hashlib.sha256(data).hexdigest()
+
+
+async def _finish(steps: Awaitable[_T]) -> _T:
+    """Awaits steps that must not be left half done; a cancellation comes after them."""
+    task = asyncio.ensure_future(steps)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

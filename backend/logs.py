@@ -1,0 +1,41 @@
+"""Logging: one line an event, `time level event key=value…`, on standard error."""
+
+import logging
+from typing import Any
+
+import structlog
+
+__all__ = ["configure_logging"]
+
+
+def configure_logging(level: str) -> None:
+    """Sends this program's events and its libraries' messages to standard error.
+
+    Values are quoted, and newlines in them escaped, so that no photo's name can forge a line.
+    """
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.LogfmtRenderer(key_order=["time", "level", "event"]),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    # It reports every gRPC retry and every refused value, which we report ourselves.
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)

@@ -1,0 +1,95 @@
+"""Photos out: which photos hold objects that look like those of a query photo."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from backend.analysis import AnalyzedPhoto, PhotoAnalyzer
+from backend.names import check_collection_name
+from backend.storage.catalog import Catalog, Collection, ObjectPlace
+from backend.storage.vectors import MAX_HITS, VectorHit, VectorStore
+
+__all__ = ["PhotoHit", "Searcher"]
+
+_HITS_PER_PHOTO: Final = 4
+"""Hits to ask for first for each photo wanted: a photo of VOC has two to three objects."""
+_MORE: Final = 4
+"""How many times as many hits to ask for when their photos were too few."""
+_MAX_QUERY_OBJECTS: Final = 32
+"""Objects of a query photo that are searched for, best score first."""
+
+
+@dataclass(frozen=True)
+class PhotoHit:
+    """A photo, the object of it that is nearest to one of the query's, and their distance.
+
+    `distance` is squared L2 of unit vectors, 2 - 2 cos: 0 for the same, 4 for opposites.
+    """
+
+    object: ObjectPlace
+    distance: float
+
+
+class Searcher:
+    """Answers queries; many may be in flight together."""
+
+    def __init__(self, catalog: Catalog, vectors: VectorStore, analyzer: PhotoAnalyzer) -> None:
+        self._catalog = catalog
+        self._vectors = vectors
+        self._analyzer = analyzer
+
+    async def count(self, name: str) -> int:
+        """Indexed photos of the collection; 0 where there is none."""
+        collection = await self._catalog.collection(check_collection_name(name))
+        return 0 if collection is None else await self._catalog.count_images(collection.id)
+
+    async def search(self, data: bytes, name: str, top_k: int) -> list[PhotoHit]:
+        """The `top_k` photos with the objects nearest to the query photo's, nearest first.
+
+        Each photo comes once, by its nearest object. Empty where there is no such collection.
+
+        Raises:
+            InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`.
+            EmbedderMismatch: the collection was filled by another embedder.
+        """
+        collection = await self._catalog.collection(check_collection_name(name))
+        if collection is not None:
+            self._analyzer.check_collection(collection)
+        # A query that is no photo is an error, whatever there is to search in.
+        query = await self._analyzer.analyze(data)
+        if collection is None or not query.objects:
+            return []
+        return await self._nearest(collection, query, top_k)
+
+    async def _nearest(
+        self, collection: Collection, query: AnalyzedPhoto, top_k: int
+    ) -> list[PhotoHit]:
+        vectors = query.embeddings[:_MAX_QUERY_OBJECTS]
+        limit = min(MAX_HITS, _HITS_PER_PHOTO * top_k)
+        while True:
+            answers = await self._vectors.search(collection.store, vectors, limit)
+            best = _nearest_objects(hit for hits in answers for hit in hits)
+            # The catalog is the truth: what it does not (or not yet) call indexed is no hit.
+            places = await self._catalog.places([hit.object_id for hit in best])
+            hits = [
+                PhotoHit(places[hit.object_id], max(0.0, hit.distance))
+                for hit in best
+                if hit.object_id in places
+            ]
+            # Beyond the last hit of a full answer there may be photos that were not seen.
+            unseen = min(
+                (answer[-1].distance for answer in answers if len(answer) == limit),
+                default=float("inf"),
+            )
+            complete = len(hits) >= top_k and hits[top_k - 1].distance <= unseen
+            if complete or unseen == float("inf") or limit == MAX_HITS:
+                return hits[:top_k]
+            limit = min(MAX_HITS, _MORE * limit)
+
+
+def _nearest_objects(hits: Iterable[VectorHit]) -> list[VectorHit]:
+    """The nearest hit of each image, nearest first; ties in the order of ids."""
+    nearest: dict[int, VectorHit] = {}
+    for hit in sorted(hits, key=lambda hit: (hit.distance, hit.object_id)):
+        nearest.setdefault(hit.image_id, hit)
+    return list(nearest.values())

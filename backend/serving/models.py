@@ -1,0 +1,245 @@
+"""What a model is, and the two kinds that the service uses.
+
+A model is described by its `config.pbtxt` in the model repository and nowhere else. `Detector`
+and `Embedder` check that description against their contract and give `infer` its types; a model
+server (`onnx.py`) only runs tensors.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+from google.protobuf import text_format
+from numpy.typing import NDArray
+from tritonclient.grpc import model_config_pb2
+
+from backend.errors import ConfigurationError
+
+__all__ = [
+    "Candidates",
+    "Detector",
+    "Embedder",
+    "Model",
+    "ModelServer",
+    "ModelSpec",
+    "TensorSpec",
+    "default_pair",
+    "read_spec",
+]
+
+_FULL_PAIR: Final = ("yolov3", "resnet50")
+_SMALL_PAIR: Final = ("yolov3-small", "resnet50-small")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output. `dims` are without the batch; -1 is any size."""
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model as its config.pbtxt describes it, and the SHA-256 of its ONNX file in hex."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int
+    parameters: Mapping[str, str]
+    sha256: str
+
+
+class Model(Protocol):
+    """A loaded model."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is."""
+        ...
+
+    async def infer(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """The outputs by name for one input batch [N, …]; N may exceed `max_batch_size`."""
+        ...
+
+
+class ModelServer(Protocol):
+    """Loads and runs models."""
+
+    async def load(self, name: str) -> Model:
+        """The model of that name, ready to run.
+
+        Raises:
+            ConfigurationError: it is missing, damaged, or not what its config.pbtxt says.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Gives up every model, thread and connection."""
+        ...
+
+
+def default_pair(repository: Path) -> tuple[str, str]:
+    """Detector and embedder to use where none is named: the full pair where it is exported."""
+    if all((repository / name / "1" / "model.onnx").is_file() for name in _FULL_PAIR):
+        return _FULL_PAIR
+    return _SMALL_PAIR
+
+
+def read_spec(config: Path, *, sha256: str) -> ModelSpec:
+    """The model that a config.pbtxt describes.
+
+    Raises:
+        ConfigurationError: the file is missing or is no model configuration.
+    """
+    try:
+        message = text_format.Parse(config.read_text("utf-8"), model_config_pb2.ModelConfig())
+    except OSError as error:
+        raise ConfigurationError(f"{config}: {error.strerror}") from None
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{config} is no Triton model configuration: {error}") from None
+    return ModelSpec(
+        name=message.name,
+        inputs=tuple(_tensor(entry) for entry in message.input),
+        outputs=tuple(_tensor(entry) for entry in message.output),
+        max_batch_size=message.max_batch_size,
+        parameters={key: value.string_value for key, value in message.parameters.items()},
+        sha256=sha256,
+    )
+
+
+def _tensor(entry: Any) -> TensorSpec:
+    dtype = model_config_pb2.DataType.Name(entry.data_type).removeprefix("TYPE_")
+    return TensorSpec(entry.name, dtype, tuple(entry.dims))
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A detector's raw answer for one image, best first, before thresholds and NMS.
+
+    `boxes` float32 [K, 4] xyxy in pixels of the input, `scores` float32 [K], `labels` int32 [K].
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int32]
+
+
+class Detector:
+    """A model under the detector's contract.
+
+    Attributes:
+        size: side of the square input in pixels.
+        labels: name of each class.
+        score_threshold, nms_threshold: the model's own, see `vision.select_detections`.
+    """
+
+    def __init__(self, model: Model) -> None:
+        """Raises ConfigurationError where the model is no detector."""
+        self._model = model
+        spec = model.spec
+        self.name = spec.name
+        self.size = _square_input(spec, "images")
+        candidates = _output(spec, "boxes", "FP32", rank=2).dims[0]
+        _require(spec, "boxes", "FP32", (candidates, 4))
+        _require(spec, "scores", "FP32", (candidates,))
+        _require(spec, "labels", "INT32", (candidates,))
+        self.labels = tuple(_parameter(spec, "labels").split(","))
+        self.score_threshold = _threshold(spec, "score_threshold")
+        self.nms_threshold = _threshold(spec, "nms_threshold")
+
+    async def detect(self, images: NDArray[np.uint8]) -> list[Candidates]:
+        """Candidates of each letterboxed image, RGB uint8 [N, size, size, 3]."""
+        outputs = await self._model.infer(images)
+        return [
+            Candidates(boxes, scores, labels)
+            for boxes, scores, labels in zip(
+                outputs["boxes"], outputs["scores"], outputs["labels"], strict=True
+            )
+        ]
+
+
+class Embedder:
+    """A model under the embedder's contract.
+
+    Attributes:
+        size: side of the square crops in pixels.
+        dimension: length of an embedding.
+        sha256: identity of the network; embeddings of different ones do not compare.
+    """
+
+    def __init__(self, model: Model) -> None:
+        """Raises ConfigurationError where the model is no embedder."""
+        self._model = model
+        spec = model.spec
+        self.name = spec.name
+        self.sha256 = spec.sha256
+        self.size = _square_input(spec, "crops")
+        self.dimension = _output(spec, "embeddings", "FP32", rank=1).dims[0]
+
+    async def embed(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Unit vectors, float32 [N, dimension], of crops, RGB uint8 [N, size, size, 3]."""
+        if not len(crops):
+            return np.empty((0, self.dimension), np.float32)
+        outputs = await self._model.infer(crops)
+        return outputs["embeddings"]
+
+
+def _square_input(spec: ModelSpec, name: str) -> int:
+    if len(spec.inputs) != 1 or spec.inputs[0].name != name:
+        found = ", ".join(tensor.name for tensor in spec.inputs) or "none"
+        raise ConfigurationError(
+            f"model {spec.name}: its input must be {name!r} alone, not {found}"
+        )
+    tensor = spec.inputs[0]
+    size = tensor.dims[0] if len(tensor.dims) == 3 else -1
+    if size < 1 or tensor.dims != (size, size, 3) or tensor.dtype != "UINT8":
+        raise ConfigurationError(
+            f"model {spec.name}: input {name!r} must be UINT8 [S, S, 3],"
+            f" not {tensor.dtype} {list(tensor.dims)}"
+        )
+    return size
+
+
+def _output(spec: ModelSpec, name: str, dtype: str, *, rank: int) -> TensorSpec:
+    for tensor in spec.outputs:
+        if tensor.name == name:
+            if tensor.dtype == dtype and len(tensor.dims) == rank and min(tensor.dims) > 0:
+                return tensor
+            raise ConfigurationError(
+                f"model {spec.name}: output {name!r} must be {dtype} with {rank} fixed dims,"
+                f" not {tensor.dtype} {list(tensor.dims)}"
+            )
+    raise ConfigurationError(f"model {spec.name} has no output {name!r}")
+
+
+def _require(spec: ModelSpec, name: str, dtype: str, dims: tuple[int, ...]) -> None:
+    found = _output(spec, name, dtype, rank=len(dims)).dims
+    if found != dims:
+        raise ConfigurationError(
+            f"model {spec.name}: output {name!r} must be {list(dims)}, not {list(found)}"
+        )
+
+
+def _parameter(spec: ModelSpec, name: str) -> str:
+    value = spec.parameters.get(name, "")
+    if not value:
+        raise ConfigurationError(f"model {spec.name}: its config.pbtxt has no parameter {name!r}")
+    return value
+
+
+def _threshold(spec: ModelSpec, name: str) -> float:
+    text = _parameter(spec, name)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ConfigurationError(
+            f"model {spec.name}: parameter {name!r} must be a number from 0 to 1, not {text!r}"
+        )
+    return value

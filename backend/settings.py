@@ -1,0 +1,157 @@
+"""Every setting: typed, with its default, its environment variable and its reason.
+
+A value comes from a command-line flag, else from the environment, else from the default. The
+environment variable is the field's name in capitals, the flag is the field's name with dashes.
+This module knows no engine and reads nothing but the environment.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from backend.errors import ConfigurationError
+from backend.names import check_collection_name
+
+__all__ = ["MAX_TOP_K", "Settings"]
+
+MAX_TOP_K: Final = 1000
+"""Milvus returns at most 16,384 hits a query; photos hold several objects each, so that distinct
+photos can only be promised well below it."""
+
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+_PACKAGE_ROOT: Final = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """The service's settings, validated; raises `pydantic.ValidationError` for a bad value.
+
+    Use `Settings.load` to get one-line errors.
+    """
+
+    # An empty variable counts as unset: compose files pass on what is not set as "".
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_ignore_empty=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(5010, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    data_dir: Path = Field(
+        Path("data"), description="folder for all that the embedded engines and uploads keep"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="least severe event that is logged"
+    )
+
+    model_repository: Path = Field(
+        _PACKAGE_ROOT / "model_repository", description="folder of the models (Triton's layout)"
+    )
+    detector_model: str | None = Field(
+        None,
+        description="detector's name (unset: yolov3 where the full pair is exported, else"
+        " yolov3-small)",
+    )
+    embedder_model: str | None = Field(
+        None,
+        description="embedder's name (unset: resnet50 where the full pair is exported, else"
+        " resnet50-small)",
+    )
+    whole_image: Literal["fallback", "always", "never"] = Field(
+        "fallback",
+        description="when a photo also counts as one object: where nothing is detected, always"
+        " or never",
+    )
+    vector_dimension: int | None = Field(
+        None, ge=1, description="read from the embedder; where set, it must agree"
+    )
+
+    default_table: str = Field(
+        "milvus_obj_det", description="collection that is meant where a request names none"
+    )
+    top_k: int = Field(
+        10, ge=1, le=MAX_TOP_K, description="photos a search returns where it does not say"
+    )
+    metric_type: Literal["L2"] = Field(
+        "L2", description="on unit vectors L2 ranks as cosine and inner product do"
+    )
+    data_path: Path = Field(Path(), description="folder that a relative folder to load starts at")
+    upload_path: Path | None = Field(
+        None, description="folder that keeps uploaded photos (unset: DATA_DIR/uploads)"
+    )
+
+    max_pixels: int = Field(
+        100_000_000, ge=1, description="photos of more pixels are refused before they are decoded"
+    )
+    max_file_bytes: int = Field(
+        512 * 2**20, ge=1, description="larger files are refused when a folder is loaded"
+    )
+    max_upload_bytes: int = Field(
+        32 * 2**20, ge=1, description="larger uploads and downloads are refused"
+    )
+    url_fetch: bool | None = Field(
+        None, description="whether /img/upload may fetch a URL (unset: only while HOST is loopback)"
+    )
+    load_concurrency: int = Field(
+        2 * (os.cpu_count() or 1),
+        ge=1,
+        le=1024,
+        description="photos of a load in flight together (default: twice the CPU cores)",
+    )
+
+    triton_url: str | None = Field(None, description="Triton's gRPC address (unset: in-process)")
+    milvus_host: str | None = Field(None, description="Milvus' host (unset: Milvus Lite)")
+    milvus_port: int = Field(19530, ge=1, le=65535, description="Milvus' port")
+    mysql_host: str | None = Field(None, description="MySQL's host (unset: SQLite)")
+    mysql_port: int = Field(3306, ge=1, le=65535, description="MySQL's port")
+    mysql_user: str = Field("root", description="MySQL's user")
+    mysql_pwd: SecretStr = Field(SecretStr(""), description="MySQL's password")
+    mysql_db: str = Field("mysql", description="MySQL's database")
+
+    @field_validator("default_table")
+    @classmethod
+    def _valid_collection_name(cls, value: str) -> str:
+        return check_collection_name(value)
+
+    @model_validator(mode="after")
+    def _only_engines_that_exist(self) -> Self:
+        # A setting that is silently ignored would be worse than one that is refused.
+        for name in ("triton_url", "milvus_host", "mysql_host"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name.upper()} is set, but this version runs the embedded engines only:"
+                    f" unset {name.upper()}"
+                )
+        return self
+
+    @property
+    def uploads(self) -> Path:
+        """Absolute folder of uploaded photos."""
+        return (self.upload_path or self.data_dir / "uploads").absolute()
+
+    @property
+    def may_fetch_urls(self) -> bool:
+        """Whether the service may fetch a URL that a client names."""
+        return self.host in _LOOPBACK if self.url_fetch is None else self.url_fetch
+
+    @classmethod
+    def load(cls, **flags: Any) -> Self:
+        """Settings from flags, environment and defaults.
+
+        Raises:
+            ConfigurationError: one line that names each bad setting, its value and what it may be.
+        """
+        try:
+            return cls(**flags)
+        except ValidationError as error:
+            raise ConfigurationError("; ".join(map(_explain, error.errors()))) from None
+
+
+def _explain(error: Any) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
+    name = str(error["loc"][0])
+    field = Settings.model_fields[name]
+    # A password must not reach a log by way of an error message.
+    value = "" if field.annotation is SecretStr else f"={error['input']}"
+    return f"{name.upper()}{value}: {message} ({field.description})"

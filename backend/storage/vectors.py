@@ -1,0 +1,216 @@
+"""The embeddings in Milvus, one Milvus collection for each of ours.
+
+Rows are `id` (= `objects.id` of the catalog), `image_id`, `label`, `score`, `vector`. Every write
+may be repeated without harm: rows are upserted by the catalog's ids, deletes name what is to go.
+"""
+
+import asyncio
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pymilvus import AsyncMilvusClient, DataType
+
+from backend.errors import ConfigurationError
+
+__all__ = ["MAX_HITS", "MilvusLite", "ObjectVector", "VectorHit", "VectorStore"]
+
+MAX_HITS: Final = 16_384
+"""Milvus' limit on the rows that one search or query returns."""
+
+_MAX_LABEL_BYTES: Final = 512
+_ROWS_PER_REQUEST: Final = 1000
+"""1,000 rows of 2,048 dimensions are 8 MB: well under gRPC's message limit of 64 MB."""
+_DATABASE: Final = "vectors.db"
+
+
+@dataclass(frozen=True)
+class ObjectVector:
+    """A row. `id` and `image_id` are the catalog's, `vector` is float32 [D] of unit length."""
+
+    id: int
+    image_id: int
+    label: str
+    score: float
+    vector: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class VectorHit:
+    """An object near a query vector. `distance` is squared L2: 2 - 2 cos for unit vectors."""
+
+    object_id: int
+    image_id: int
+    distance: float
+
+
+class VectorStore(Protocol):
+    """What the services ask of a vector engine. `store` is the engine's name of a collection."""
+
+    async def create(self, store: str, dimension: int) -> None:
+        """Makes the collection where it does not exist."""
+        ...
+
+    async def drop(self, store: str) -> None:
+        """Removes the collection where it exists."""
+        ...
+
+    async def upsert(self, store: str, rows: Sequence[ObjectVector]) -> None:
+        """Writes rows, replacing those of the same ids; they are found by the next search."""
+        ...
+
+    async def delete_images(
+        self, store: str, image_ids: Sequence[int], *, keep: Sequence[int] = ()
+    ) -> None:
+        """Removes the rows of these images but for the objects in `keep`."""
+        ...
+
+    async def search(
+        self, store: str, vectors: NDArray[np.float32], limit: int
+    ) -> list[list[VectorHit]]:
+        """The nearest rows of each query vector, float32 [Q, D], nearest first.
+
+        `limit` is at most MAX_HITS.
+        """
+        ...
+
+    async def ids(self, store: str) -> set[int]:
+        """The ids of all rows."""
+        ...
+
+    async def close(self) -> None:
+        """Gives up connections, threads and processes."""
+        ...
+
+
+class MilvusLite:
+    """Milvus Lite on a local file: a process of its own behind a Unix socket.
+
+    The index is FLAT, which is exact and the fastest to write; benchmarks/README.md has the
+    comparison.
+    """
+
+    def __init__(self, client: AsyncMilvusClient, database: Path) -> None:
+        self._client = client
+        self._database = database
+
+    @classmethod
+    async def open(cls, folder: Path) -> "MilvusLite":
+        """Opens, or makes, the database in `folder`.
+
+        Raises:
+            ConfigurationError: it cannot be opened, or another process has it open.
+        """
+        database = folder.absolute() / _DATABASE
+        uri = await asyncio.to_thread(_start, database)
+        return cls(AsyncMilvusClient(uri), database)
+
+    async def create(self, store: str, dimension: int) -> None:
+        """See `VectorStore.create`."""
+        if await self._client.has_collection(store):
+            return
+        schema = AsyncMilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("id", DataType.INT64, is_primary=True)
+        schema.add_field("image_id", DataType.INT64)
+        schema.add_field("label", DataType.VARCHAR, max_length=_MAX_LABEL_BYTES)
+        schema.add_field("score", DataType.FLOAT)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dimension)
+        index = AsyncMilvusClient.prepare_index_params()
+        index.add_index("vector", index_type="FLAT", metric_type="L2")
+        await self._client.create_collection(store, schema=schema, index_params=index)
+
+    async def drop(self, store: str) -> None:
+        """See `VectorStore.drop`."""
+        if await self._client.has_collection(store):
+            await self._client.drop_collection(store)
+
+    async def upsert(self, store: str, rows: Sequence[ObjectVector]) -> None:
+        """See `VectorStore.upsert`."""
+        for chunk in _chunks(rows, _ROWS_PER_REQUEST):
+            await self._client.upsert(store, [vars(row) for row in chunk])
+
+    async def delete_images(
+        self, store: str, image_ids: Sequence[int], *, keep: Sequence[int] = ()
+    ) -> None:
+        """See `VectorStore.delete_images`."""
+        for chunk in _chunks(image_ids, _ROWS_PER_REQUEST):
+            expression = f"image_id in {_integers(chunk)}"
+            if keep:
+                expression += f" and id not in {_integers(keep)}"
+            await self._client.delete(store, filter=expression)
+
+    async def search(
+        self, store: str, vectors: NDArray[np.float32], limit: int
+    ) -> list[list[VectorHit]]:
+        """See `VectorStore.search`."""
+        answers = await self._client.search(
+            store, data=list(vectors), limit=limit, output_fields=["image_id"]
+        )
+        return [
+            [VectorHit(hit["id"], hit["entity"]["image_id"], hit["distance"]) for hit in hits]
+            for hits in answers
+        ]
+
+    async def ids(self, store: str) -> set[int]:
+        """See `VectorStore.ids`."""
+        found: set[int] = set()
+        lower = 0
+        # A query returns no more than MAX_HITS rows, in no order that is promised: ask for one
+        # range of ids after another until no row lies above.
+        while await self._query(store, f"id >= {lower}", limit=1):
+            upper = lower + MAX_HITS
+            rows = await self._query(store, f"id >= {lower} and id < {upper}", limit=MAX_HITS)
+            found.update(rows)
+            lower = upper
+        return found
+
+    async def _query(self, store: str, expression: str, *, limit: int) -> list[int]:
+        rows = await self._client.query(store, filter=expression, output_fields=["id"], limit=limit)
+        return [row["id"] for row in rows]
+
+    async def close(self) -> None:
+        """See `VectorStore.close`."""
+        await self._client.close()
+        await asyncio.to_thread(_stop, self._database)
+
+
+def _start(database: Path) -> str:
+    """Starts Milvus Lite's process and returns its address."""
+    # Imported late: it is the one dependency that warns (of pkg_resources) on import.
+    from milvus_lite.server_manager import server_manager_instance
+
+    # Ctrl-C in a terminal reaches the whole process group. The engine must outlive the writes
+    # that are finished after it, so it starts, and stays, with SIGINT blocked; it ends when its
+    # parent lets go of the file's lock, however the parent ends.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        uri: str | None = server_manager_instance.start_and_get_uri(str(database))
+    except (OSError, RuntimeError) as error:
+        raise ConfigurationError(f"Milvus Lite cannot open {database}: {error}") from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    if uri is None:
+        raise ConfigurationError(
+            f"Milvus Lite cannot open {database}: another process has it open, or it is damaged"
+        )
+    return uri
+
+
+def _stop(database: Path) -> None:
+    from milvus_lite.server_manager import server_manager_instance
+
+    server_manager_instance.release_server(str(database))
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _integers(ids: Iterable[int]) -> str:
+    """A list literal; int() makes sure that nothing but numbers ever reaches an expression."""
+    return "[" + ",".join(str(int(item)) for item in ids) + "]"

@@ -1,0 +1,67 @@
+"""The files of uploaded photos: where they lie, how they come and go.
+
+UPLOAD_PATH/COLLECTION_ID/SHA256.EXTENSION: names of ours, the same for the same bytes. Only files
+named so are ever removed, so that an UPLOAD_PATH that holds other files keeps them.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+__all__ = ["UploadFolder"]
+
+_NAME: Final = re.compile(r"[0-9a-f]{64}\.(?:jpeg|png|webp|bmp|tiff)(?:\.part)?")
+
+
+class UploadFolder:
+    """Uploaded photos under one folder. Every method blocks: call it in a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def path(self, collection_id: int, sha256: str, image_format: str) -> Path:
+        """Where a photo of these bytes is, or would be, kept."""
+        return self._folder / str(collection_id) / f"{sha256}.{image_format.lower()}"
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Stores a photo: wholly, durably, or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        try:
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    def remove(self, path: Path) -> None:
+        """Removes a photo where it exists."""
+        path.unlink(missing_ok=True)
+
+    def remove_collection(self, collection_id: int) -> None:
+        """Removes a collection's photos, and its folder where nothing else is in it."""
+        for path in self._files(self._folder / str(collection_id)):
+            path.unlink(missing_ok=True)
+        try:
+            (self._folder / str(collection_id)).rmdir()
+        except OSError:  # never there, or something of somebody else's is in it
+            return
+
+    def collections(self) -> list[int]:
+        """Ids of the collections that have a folder."""
+        if not self._folder.is_dir():
+            return []
+        return [int(entry.name) for entry in self._folder.iterdir() if entry.name.isdecimal()]
+
+    def files(self, collection_id: int) -> list[Path]:
+        """A collection's files, unfinished ones included."""
+        return list(self._files(self._folder / str(collection_id)))
+
+    def _files(self, folder: Path) -> Iterator[Path]:
+        if folder.is_dir():
+            yield from (entry for entry in folder.iterdir() if _NAME.fullmatch(entry.name))

@@ -1,0 +1,65 @@
+"""The service under test as a process, and how a client speaks with it."""
+
+import json
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+_TIMEOUT = 120
+
+
+@dataclass
+class Service:
+    """A service's process, its log file and, once it is ready, its address."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    url: str = ""
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Returns when the service listens; fails where it ends before."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            text = self.log.read_text("utf-8", "replace")
+            if ready := re.search(r"event=server\.ready url=(\S+)", text):
+                self.url = ready[1]
+                return
+            assert self.process.poll() is None, f"the service ended:\n{text}"
+            time.sleep(0.02)
+        raise AssertionError(f"the service was not ready in {seconds} s:\n{text}")
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return requests.get(self.url + path, timeout=_TIMEOUT, **options)
+
+    def post(self, path: str, **options: Any) -> requests.Response:
+        return requests.post(self.url + path, timeout=_TIMEOUT, **options)
+
+    def load(self, folder: Path | str, **options: Any) -> requests.Response:
+        return self.post("/img/load", json={"File": str(folder)}, **options)
+
+    def count(self, table: str | None = None) -> int:
+        params = {"table_name": table} if table else {}
+        answer = self.post("/img/count", params=params)
+        assert answer.status_code == 200, answer.text
+        return int(answer.json())
+
+    def search(
+        self, photo: bytes, top_k: object = None, table: str | None = None
+    ) -> requests.Response:
+        return self.post(
+            "/img/search",
+            files={"image": ("query.jpg", photo)},
+            data={} if top_k is None else {"topk": str(top_k)},
+            params={"table_name": table} if table else {},
+        )
+
+    def progress(self) -> tuple[int, int]:
+        """As the web client reads it: split at ',' and ':'."""
+        text = json.loads(self.get("/progress").text)
+        current, total = (int(part.split(":")[1]) for part in text.split(","))
+        return current, total

@@ -1,0 +1,1 @@
+"""Command-line tools around the service; nothing in the service imports them."""

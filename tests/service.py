@@ -2,15 +2,22 @@
 
 import json
 import re
+import signal
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import requests
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+_READY_SECONDS = 60
 _TIMEOUT = 120
+_STOP_SECONDS = 10
 
 
 @dataclass
@@ -32,6 +39,23 @@ class Service:
             assert self.process.poll() is None, f"the service ended:\n{text}"
             time.sleep(0.02)
         raise AssertionError(f"the service was not ready in {seconds} s:\n{text}")
+
+    def stop(self) -> None:
+        """Ends the process with SIGTERM, as an operator would, and waits for it."""
+        if self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def kill(self) -> None:
+        """Ends the process with SIGKILL, as a crash would."""
+        self.process.kill()
+        self.process.wait()
 
     def get(self, path: str, **options: Any) -> requests.Response:
         return requests.get(self.url + path, timeout=_TIMEOUT, **options)
@@ -63,3 +87,28 @@ class Service:
         text = json.loads(self.get("/progress").text)
         current, total = (int(part.split(":")[1]) for part in text.split(","))
         return current, total
+
+
+def start(
+    folder: Path, flags: Sequence[str], data_dir: Path, prefix: Sequence[str] = ()
+) -> Service:
+    """Starts the service on a free loopback port, its log in `folder`; returns once it is ready."""
+    log = folder / f"service-{len(list(folder.glob('service-*.log')))}.log"
+    command = [
+        *prefix,
+        *(sys.executable, "-W", "ignore", "-m", "backend", "serve", "--port", "0"),
+        *("--data-dir", str(data_dir)),
+        *flags,
+    ]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stderr=output, stdout=output
+        )
+    service = Service(process, log)
+    try:
+        service.wait_until_ready(_READY_SECONDS)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    return service

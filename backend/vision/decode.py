@@ -37,6 +37,10 @@ SNIFF_BYTES: Final = 12
 
 _SUPPORTED: Final = "JPEG, PNG, WebP, BMP and TIFF are read"
 
+# Pillow's own limit would refuse a large photo with less of a reason, and cannot be set lower for
+# one caller alone; `decode` has the limit of the settings, and decodes nothing before it.
+Image.MAX_IMAGE_PIXELS = None
+
 # EXIF 2.32, tag 0x0112: how the stored rows and columns are turned to stand upright.
 _TRANSPOSED: Final = frozenset({5, 6, 7, 8})
 
@@ -84,7 +88,7 @@ def read_header(data: bytes) -> Header:
     declared = sniff(data[:SNIFF_BYTES])
     try:
         with warnings.catch_warnings():
-            # Pillow warns of what `decode` refuses by our own, lower limit.
+            # Pillow warns of odd metadata, such as a truncated EXIF block, that hurts no pixel.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
                 if image.format not in CONTENT_TYPES:
@@ -107,7 +111,7 @@ def read_header(data: bytes) -> Header:
         raise InvalidImage(f"the {declared} file is damaged: its header is unreadable") from None
     except Exception as error:
         # Pillow's parsers raise whatever a damaged header leads them into: struct.error,
-        # SyntaxError, ValueError, OverflowError, Image.DecompressionBombError, and more.
+        # SyntaxError, ValueError, OverflowError, and more.
         kind = declared or "image"
         raise InvalidImage(f"the {kind} file is damaged: {error or type(error).__name__}") from None
     # Pillow already applies a TIFF's orientation to its size, as OpenCV does to its pixels.

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 it ran and something is wrong, 2 the command or a setting 
 
 import argparse
 import asyncio
+import json
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,7 +17,7 @@ from pydantic import SecretStr
 
 from backend.app import create_app, open_services
 from backend.checking import check_collection
-from backend.console import print_failures, print_table, show_load, stderr
+from backend.console import print_reports, show_load, stderr
 from backend.errors import ConfigurationError, ServiceError
 from backend.http.services import INDEXER
 from backend.logs import configure_logging
@@ -33,11 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     options = vars(_parser().parse_args(arguments))
     run: Callable[[Settings, dict[str, Any]], Awaitable[int]] = options.pop("run")
-    flags = {
-        name: options.pop(name)
-        for name in Settings.model_fields
-        if options.get(name) is not None or options.pop(name, None)
-    }
+    values = {name: options.pop(name) for name in Settings.model_fields}
+    flags = {name: value for name, value in values.items() if value is not None}
     try:
         settings = Settings.load(**flags)
         configure_logging(settings.log_level)
@@ -65,7 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument(
         "--prune", action="store_true", help="also remove photos that are gone from the folder"
     )
-    _command(commands, "check", _check, "compare catalog, vectors and disk while no service runs")
+    check = _command(
+        commands, "check", _check, "compare catalog, vectors and disk while no service runs"
+    )
+    check.add_argument("--json", action="store_true", help="print JSON to standard output")
     return parser
 
 
@@ -174,50 +175,27 @@ async def _load(settings: Settings, options: dict[str, Any]) -> int:
     async with open_services(settings) as services:
         table = options["table"] or settings.default_table
         load = await services.indexer.start_load(options["folder"], table, prune=options["prune"])
-        await show_load(load)
+        try:
+            await show_load(load)
+        except asyncio.CancelledError:
+            await services.indexer.cancel_load(load)
+            stderr.print("stopped; the same command goes on from here")
+            return 1
         return 1 if load.counts.failed else 0
 
 
-async def _check(settings: Settings, _options: dict[str, Any]) -> int:
-    consistent = True
+async def _check(settings: Settings, options: dict[str, Any]) -> int:
     async with open_services(settings) as services:
-        rows = []
-        failures = []
-        gone = []
-        for collection in await services.catalog.collections("ready"):
-            report = await check_collection(collection, services.catalog, services.vectors)
-            consistent &= report.is_consistent
-            failures += report.failures
-            gone += [(collection.name, path) for path in report.gone]
-            usable = collection.embedder_sha256 == services.analyzer.embedder.sha256
-            rows.append(
-                (
-                    collection.name,
-                    report.photos,
-                    report.objects,
-                    len(report.missing),
-                    len(report.orphaned),
-                    len(report.gone),
-                    len(report.failures),
-                    collection.embedder if usable else f"{collection.embedder} (not in use)",
-                )
-            )
-    header = (
-        "collection",
-        "photos",
-        "objects",
-        "missing vectors",
-        "orphaned vectors",
-        "files gone",
-        "failed",
-        "embedder",
-    )
-    print_table("Collections", header, rows)
-    if gone:
-        print_table("Indexed photos whose files are gone", ("collection", "photo"), gone)
-    if failures:
-        print_failures(failures, len(failures))
-    return 0 if consistent else 1
+        reports = [
+            await check_collection(collection, services.catalog, services.vectors)
+            for collection in await services.catalog.collections("ready")
+        ]
+        in_use = services.analyzer.embedder
+    if options["json"]:
+        print(json.dumps({"collections": [report.as_json() for report in reports]}, indent=2))
+    else:
+        print_reports(reports, in_use.sha256)
+    return 0 if all(report.is_consistent for report in reports) else 1
 
 
 if __name__ == "__main__":

@@ -122,7 +122,8 @@ async def _run_services(app: web.Application) -> AsyncIterator[None]:
 
 async def _stop_loads(app: web.Application) -> None:
     # Before the server waits for its handlers: those that wait for a load can then answer.
-    await app[INDEXER].close()
+    if INDEXER in app:  # not so where the start has failed
+        await app[INDEXER].stop_loads()
 
 
 def _check_dimension(settings: Settings, embedder: Embedder) -> None:

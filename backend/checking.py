@@ -3,6 +3,7 @@
 import asyncio
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from backend.indexing import Failure
 from backend.storage.catalog import Catalog, Collection
@@ -26,6 +27,19 @@ class CollectionReport:
     orphaned: set[int] = field(default_factory=set)
     gone: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The report for programs; ids in ascending order."""
+        return {
+            "name": self.collection.name,
+            "embedder": self.collection.embedder,
+            "photos": self.photos,
+            "objects": self.objects,
+            "missing": sorted(self.missing),
+            "orphaned": sorted(self.orphaned),
+            "gone": self.gone,
+            "failures": [vars(failure) for failure in self.failures],
+        }
 
     @property
     def is_consistent(self) -> bool:

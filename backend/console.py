@@ -15,9 +15,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from backend.checking import CollectionReport
 from backend.indexing import Failure, Load
 
-__all__ = ["print_table", "show_load", "stderr"]
+__all__ = ["print_reports", "show_load", "stderr"]
 
 _REFRESH_SECONDS = 0.2
 
@@ -67,22 +68,43 @@ def _report(load: Load) -> None:
     parts.append(f"{counts.passed_over} other entries passed over")
     stderr.print(f"{counts.total} photos in {escape(load.root)}: {', '.join(parts)}")
     if load.failures:
-        print_failures(load.failures, counts.failed)
+        _print_failures(f"{counts.failed} photos failed:", load.failures)
+        if counts.failed > len(load.failures):
+            stderr.print("  …; python -m backend check lists them all")
 
 
-def print_failures(failures: Sequence[Failure], total: int) -> None:
-    """Lists the photos that could not be indexed, with their reasons."""
-    rows = [(failure.path, failure.reason) for failure in failures]
-    print_table("Photos that could not be indexed", ("photo", "reason"), rows)
-    if total > len(failures):
-        stderr.print(f"… and {total - len(failures)} more; python -m backend check lists them all")
-
-
-def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Prints a table to standard error."""
-    table = Table(title=title, title_justify="left", show_edge=False)
-    for name in header:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
+def print_reports(reports: Sequence[CollectionReport], embedder_sha256: str) -> None:
+    """Prints what a check has found, with the photos that are gone or have failed."""
+    table = Table(title="Collections", title_justify="left", show_edge=False)
+    for name in ("collection", "photos", "objects", "without vector", "orphaned vectors"):
+        table.add_column(name, justify="left" if name == "collection" else "right")
+    table.add_column("embedder", overflow="fold")
+    for report in reports:
+        in_use = report.collection.embedder_sha256 == embedder_sha256
+        table.add_row(
+            escape(report.collection.name),
+            str(report.photos),
+            str(report.objects),
+            str(len(report.missing)),
+            str(len(report.orphaned)),
+            escape(report.collection.embedder) + ("" if in_use else " (not in use)"),
+        )
     stderr.print(table)
+    for report in reports:
+        name = report.collection.name
+        if report.gone:
+            title = f"{len(report.gone)} photos of {name} are gone from the disk:"
+            _print_lines(title, report.gone)
+        if report.failures:
+            _print_failures(f"{len(report.failures)} photos of {name} failed:", report.failures)
+
+
+def _print_failures(title: str, failures: Sequence[Failure]) -> None:
+    _print_lines(title, [f"{failure.path}: {failure.reason}" for failure in failures])
+
+
+def _print_lines(title: str, lines: Iterable[str]) -> None:
+    # Not wrapped: a path in two pieces can neither be read nor copied.
+    stderr.print(title, markup=False, soft_wrap=True)
+    for line in lines:
+        stderr.print(f"  {line}", markup=False, soft_wrap=True)

@@ -9,10 +9,11 @@ goes on; what is `deleting` is finished. Knows services below, no HTTP.
 import asyncio
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Final, TypeVar, TypeVarTuple
+from pathlib import Path
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 import numpy as np
 import structlog
@@ -135,10 +136,12 @@ class Indexer:
         self._files = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="files")
         self._starting = asyncio.Lock()  # one load at a time is looked up and registered
         self._turn = asyncio.Lock()  # one load at a time runs: the networks are the work
+        self._keeping = asyncio.Lock()  # one upload at a time is looked up and kept
         self._writing = asyncio.Lock()  # no drop in the middle of a commit, nor the reverse
         self._active: list[Load] = []
         self._shown: list[Load] = []  # the loads that `progress` is about
         self._background: set[asyncio.Task[None]] = set()
+        self._unfinished: set[asyncio.Task[Any]] = set()
         self._stopping = False
 
     # Loads
@@ -189,7 +192,13 @@ class Indexer:
             load.task = asyncio.create_task(self._run(load, scan), name=f"load-{load_id}")
             # A load that nobody waits for must not warn of an exception that was never fetched.
             load.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+            # A task that is cancelled before its first step would never tidy up after itself.
+            await asyncio.sleep(0)
             return load
+
+    async def cancel_load(self, load: Load) -> None:
+        """Ends a load at a safe point and for good; what it has indexed stays."""
+        await self._cancel([load])
 
     def progress(self) -> tuple[int, int]:
         """Photos done and photos found, of the loads under way or else of the last ones."""
@@ -225,7 +234,7 @@ class Indexer:
         finally:
             self._active.remove(load)
             if load.state != "running":
-                await _finish(
+                await self._finish(
                     self._catalog.end_load(load.id, load.state, asdict(load.counts), error)
                 )
                 log.info(f"load.{load.state}", **asdict(load.counts))
@@ -332,7 +341,7 @@ class Indexer:
             load.counts.unchanged += len(touched)
         if not outcomes:
             return
-        await _finish(self._commit(load.collection, outcomes))
+        await self._finish(self._commit(load.collection, outcomes))
         for outcome in outcomes:
             if outcome.image.error is None:
                 load.counts.indexed += 1
@@ -360,7 +369,7 @@ class Indexer:
                 and image.path_key not in present
             ]
             if gone:
-                await _finish(self._delete(load.collection, gone))
+                await self._finish(self._delete(load.collection, gone))
                 load.counts.removed += len(gone)
 
     # Single photos and whole collections
@@ -379,13 +388,9 @@ class Indexer:
         analyzed = await self._analyzer.analyze(data)
         collection = await self._ensure_collection(name)
         path = self._uploads.path(collection.id, sha256, image_format)
-        key = path_key(str(path))
-        known = (await self._catalog.images_by_key(collection.id, [key])).get(key)
-        if known is not None and known.state == "indexed":
-            return known.id
         image = NewImage(
             path=str(path),
-            path_key=key,
+            path_key=path_key(str(path)),
             sha256=sha256,
             size=len(data),
             mtime_ns=0,  # ours: it never changes
@@ -393,19 +398,26 @@ class Indexer:
             height=analyzed.height,
             objects=analyzed.objects,
         )
+        outcome = _Outcome(image, analyzed.embeddings)
+        image_id = await self._finish(self._keep(collection, outcome, path, data))
+        _log.info("photo.added", collection=name, image=image_id, objects=len(analyzed.objects))
+        return image_id
 
-        async def keep() -> int:
+    async def _keep(
+        self, collection: Collection, outcome: _Outcome, path: Path, data: bytes
+    ) -> int:
+        key = outcome.image.path_key
+        async with self._keeping:
+            known = (await self._catalog.images_by_key(collection.id, [key])).get(key)
+            if known is not None and known.state == "indexed":
+                return known.id
             await self._in_file_thread(self._uploads.write, path, data)
             try:
-                [image_id] = await self._commit(collection, [_Outcome(image, analyzed.embeddings)])
+                [image_id] = await self._commit(collection, [outcome])
             except BaseException:
                 await self._in_file_thread(self._uploads.remove, path)
                 raise
             return image_id
-
-        image_id = await _finish(keep())
-        _log.info("photo.added", collection=name, image=image_id, objects=len(analyzed.objects))
-        return image_id
 
     async def drop(self, name: str) -> bool:
         """Removes a collection: its photos' rows, vectors and uploaded files. Loads into it end.
@@ -418,7 +430,7 @@ class Indexer:
             collection = await self._catalog.collection(name)
             if collection is None:
                 return False
-            await _finish(self._drop(collection))
+            await self._finish(self._drop(collection))
         _log.info("collection.dropped", collection=name)
         return True
 
@@ -548,17 +560,32 @@ class Indexer:
             _log.warning("load.not_resumed", load=row.id, root=row.root, reason=str(error))
             await self._catalog.end_load(row.id, "failed", row.counts, str(error))
 
-    async def close(self) -> None:
-        """Stops loads at a safe point, to be resumed at the next start, and ends the threads."""
+    async def stop_loads(self) -> None:
+        """Ends the loads at a safe point, to be gone on with at the next start; takes no more."""
         self._stopping = True
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await self._cancel(list(self._active))
-        # A commit that outlived its request still holds the lock: let it end.
-        async with self._writing:
-            pass
+        async with self._starting:
+            await self._cancel(list(self._active))
+
+    async def close(self) -> None:
+        """Ends loads and threads, after the writes that are under way."""
+        await self.stop_loads()
+        if self._unfinished:
+            await asyncio.wait(self._unfinished)
         await asyncio.to_thread(self._files.shutdown, cancel_futures=True)
+
+    async def _finish(self, steps: Coroutine[Any, Any, _T]) -> _T:
+        """Awaits steps that must not be left half done; a cancellation comes after them."""
+        task = asyncio.create_task(steps)
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
 
     def _in_file_thread(
         self, function: Callable[[*_Ts], _T], *arguments: *_Ts
@@ -577,16 +604,6 @@ def _is_unchanged(photo: FoundPhoto, known: Image | None) -> bool:
 def _identify(data: bytes) -> tuple[str, str]:
     """Format and SHA-256 of an uploaded photo."""
     return read_header(data).format, hashlib.sha256(data).hexdigest()
-
-
-async def _finish(steps: Awaitable[_T]) -> _T:
-    """Awaits steps that must not be left half done; a cancellation comes after them."""
-    task = asyncio.ensure_future(steps)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -1,11 +1,25 @@
 """Logging: one line an event, `time level event key=value…`, on standard error."""
 
 import logging
-from typing import Any
+import sys
+from typing import Any, TextIO
 
 import structlog
 
 __all__ = ["configure_logging"]
+
+
+class _CurrentStderr(logging.StreamHandler[TextIO]):
+    """Writes to what sys.stderr is now: a progress bar puts itself in its place."""
+
+    @property
+    def stream(self) -> TextIO:
+        """The present standard error."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _stream: TextIO) -> None:
+        """Ignored: the base class sets what it was created with."""
 
 
 def configure_logging(level: str) -> None:
@@ -24,7 +38,7 @@ def configure_logging(level: str) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler()
+    handler = _CurrentStderr()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -4,7 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from backend.analysis import AnalyzedPhoto, PhotoAnalyzer
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.analysis import PhotoAnalyzer
 from backend.names import check_collection_name
 from backend.storage.catalog import Catalog, Collection, ObjectPlace
 from backend.storage.vectors import MAX_HITS, VectorHit, VectorStore
@@ -59,12 +62,12 @@ class Searcher:
         query = await self._analyzer.analyze(data)
         if collection is None or not query.objects:
             return []
-        return await self._nearest(collection, query, top_k)
+        return await self.nearest(collection, query.embeddings[:_MAX_QUERY_OBJECTS], top_k)
 
-    async def _nearest(
-        self, collection: Collection, query: AnalyzedPhoto, top_k: int
+    async def nearest(
+        self, collection: Collection, vectors: NDArray[np.float32], top_k: int
     ) -> list[PhotoHit]:
-        vectors = query.embeddings[:_MAX_QUERY_OBJECTS]
+        """The `top_k` photos nearest to any of the query vectors, float32 [Q, D], exactly."""
         limit = min(MAX_HITS, _HITS_PER_PHOTO * top_k)
         while True:
             answers = await self._vectors.search(collection.store, vectors, limit)

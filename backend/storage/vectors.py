@@ -6,26 +6,31 @@ may be repeated without harm: rows are upserted by the catalog's ids, deletes na
 
 import asyncio
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
-from pymilvus import AsyncMilvusClient, DataType
+from pymilvus import AsyncMilvusClient, DataType, MilvusException
 
-from backend.errors import ConfigurationError
+from backend.errors import ConfigurationError, Unavailable
 
 __all__ = ["MAX_HITS", "MilvusLite", "ObjectVector", "VectorHit", "VectorStore"]
 
 MAX_HITS: Final = 16_384
 """Milvus' limit on the rows that one search or query returns."""
 
+_DEADLINE_SECONDS: Final = 60
+"""For one call. A search takes milliseconds; building a collection on a busy disk takes longest."""
 _MAX_LABEL_BYTES: Final = 512
 _ROWS_PER_REQUEST: Final = 1000
 """1,000 rows of 2,048 dimensions are 8 MB: well under gRPC's message limit of 64 MB."""
 _DATABASE: Final = "vectors.db"
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class MilvusLite:
 
     async def create(self, store: str, dimension: int) -> None:
         """See `VectorStore.create`."""
-        if await self._client.has_collection(store):
+        if await self._answer(self._client.has_collection(store)):
             return
         schema = AsyncMilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("id", DataType.INT64, is_primary=True)
@@ -121,17 +126,17 @@ class MilvusLite:
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dimension)
         index = AsyncMilvusClient.prepare_index_params()
         index.add_index("vector", index_type="FLAT", metric_type="L2")
-        await self._client.create_collection(store, schema=schema, index_params=index)
+        await self._answer(self._client.create_collection(store, schema=schema, index_params=index))
 
     async def drop(self, store: str) -> None:
         """See `VectorStore.drop`."""
-        if await self._client.has_collection(store):
-            await self._client.drop_collection(store)
+        if await self._answer(self._client.has_collection(store)):
+            await self._answer(self._client.drop_collection(store))
 
     async def upsert(self, store: str, rows: Sequence[ObjectVector]) -> None:
         """See `VectorStore.upsert`."""
         for chunk in _chunks(rows, _ROWS_PER_REQUEST):
-            await self._client.upsert(store, [vars(row) for row in chunk])
+            await self._answer(self._client.upsert(store, [vars(row) for row in chunk]))
 
     async def delete_images(
         self, store: str, image_ids: Sequence[int], *, keep: Sequence[int] = ()
@@ -141,14 +146,14 @@ class MilvusLite:
             expression = f"image_id in {_integers(chunk)}"
             if keep:
                 expression += f" and id not in {_integers(keep)}"
-            await self._client.delete(store, filter=expression)
+            await self._answer(self._client.delete(store, filter=expression))
 
     async def search(
         self, store: str, vectors: NDArray[np.float32], limit: int
     ) -> list[list[VectorHit]]:
         """See `VectorStore.search`."""
-        answers = await self._client.search(
-            store, data=list(vectors), limit=limit, output_fields=["image_id"]
+        answers = await self._answer(
+            self._client.search(store, data=list(vectors), limit=limit, output_fields=["image_id"])
         )
         return [
             [VectorHit(hit["id"], hit["entity"]["image_id"], hit["distance"]) for hit in hits]
@@ -169,8 +174,27 @@ class MilvusLite:
         return found
 
     async def _query(self, store: str, expression: str, *, limit: int) -> list[int]:
-        rows = await self._client.query(store, filter=expression, output_fields=["id"], limit=limit)
+        rows = await self._answer(
+            self._client.query(store, filter=expression, output_fields=["id"], limit=limit)
+        )
         return [row["id"] for row in rows]
+
+    async def _answer(self, call: Awaitable[Any]) -> Any:
+        """What Milvus answers, within a deadline.
+
+        Raises:
+            Unavailable: it is too slow, or not there any more.
+        """
+        try:
+            async with asyncio.timeout(_DEADLINE_SECONDS):
+                return await call
+        except (MilvusException, TimeoutError) as error:
+            # What Milvus says may name files and addresses: that is for the log.
+            _log.error("vectors.failed", error=str(error) or type(error).__name__)
+            raise Unavailable(
+                "the vector engine (Milvus Lite) does not answer: try again; if it stays so,"
+                " restart the service, which loses nothing"
+            ) from error
 
     async def close(self) -> None:
         """See `VectorStore.close`."""

@@ -1,0 +1,309 @@
+"""The write order, recovery, and what happens when things come at the same time."""
+
+import asyncio
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from numpy.typing import NDArray
+
+from backend.app import Services, open_services
+from backend.checking import check_collection
+from backend.errors import Conflict, InvalidImage, Unavailable
+from backend.settings import Settings
+from backend.storage.catalog import ImageState, NewImage, NewObject, path_key
+from backend.storage.vectors import ObjectVector
+from tests.photos import draw_photo, encode, write_photos
+
+_ALL: Sequence[ImageState] = ("pending", "indexed", "failed", "deleting")
+
+
+async def _load(services: Services, folder: Path, *, prune: bool = False) -> None:
+    load = await services.indexer.start_load(str(folder), "t", prune=prune)
+    await load.wait()
+
+
+async def _states(services: Services, name: str = "t") -> list[str]:
+    collection = await services.catalog.collection(name)
+    if collection is None:
+        return []
+    return [
+        image.state async for page in services.catalog.images(collection.id, _ALL) for image in page
+    ]
+
+
+async def _assert_consistent(services: Services) -> None:
+    for collection in await services.catalog.collections("ready"):
+        report = await check_collection(collection, services.catalog, services.vectors)
+        assert (report.missing, report.orphaned) == (set(), set())
+
+
+def _new_image(path: str, objects: int = 2) -> NewImage:
+    found = [NewObject("thing", 0.5, (0.0, 0.0, 1.0, 1.0))] * objects
+    return NewImage(path, path_key(path), "0" * 64, 1, 1, 10, 10, found)
+
+
+def _vectors(count: int) -> NDArray[np.float32]:
+    return np.eye(512, dtype=np.float32)[:count]
+
+
+@pytest.mark.parametrize("vectors_written", [False, True])
+async def test_a_photo_left_pending_is_undone(
+    settings: Settings, tmp_path: Path, vectors_written: bool
+) -> None:
+    write_photos(tmp_path / "photos", 2)
+    async with open_services(settings) as services:
+        await _load(services, tmp_path / "photos")
+        collection = await services.catalog.collection("t")
+        assert collection is not None
+        [stored] = await services.catalog.begin_images(collection.id, [_new_image("/new")])
+        if vectors_written:
+            rows = [
+                ObjectVector(object_id, stored.id, "thing", 0.5, vector)
+                for object_id, vector in zip(stored.object_ids, _vectors(2), strict=True)
+            ]
+            await services.vectors.upsert(collection.store, rows)
+    async with open_services(settings) as services:
+        assert await _states(services) == ["indexed"] * 2
+        await _assert_consistent(services)
+
+
+async def test_a_changed_photo_left_pending_is_indexed_by_the_next_load(
+    settings: Settings, tmp_path: Path
+) -> None:
+    [photo] = write_photos(tmp_path / "photos", 1)
+    async with open_services(settings) as services:
+        await _load(services, tmp_path / "photos")
+        collection = await services.catalog.collection("t")
+        assert collection is not None
+        # Step 1 of indexing it anew: its old objects' rows are gone, their vectors are not.
+        await services.catalog.begin_images(collection.id, [_new_image(str(photo))])
+    async with open_services(settings) as services:
+        await _assert_consistent(services)
+        await _load(services, tmp_path / "photos")
+        assert await _states(services) == ["indexed"]
+        await _assert_consistent(services)
+        [hit] = await services.searcher.search(photo.read_bytes(), "t", 5)
+        assert hit.distance < 1e-3
+
+
+@pytest.mark.parametrize("vectors_removed", [False, True])
+async def test_a_photo_left_deleting_is_removed(
+    settings: Settings, tmp_path: Path, vectors_removed: bool
+) -> None:
+    write_photos(tmp_path / "photos", 3)
+    async with open_services(settings) as services:
+        await _load(services, tmp_path / "photos")
+        collection = await services.catalog.collection("t")
+        assert collection is not None
+        async for page in services.catalog.images(collection.id, ["indexed"]):
+            gone = page[0].id
+        await services.catalog.begin_delete_images([gone])
+        if vectors_removed:
+            await services.vectors.delete_images(collection.store, [gone])
+    async with open_services(settings) as services:
+        assert await _states(services) == ["indexed"] * 2
+        await _assert_consistent(services)
+
+
+@pytest.mark.parametrize("vectors_dropped", [False, True])
+async def test_a_collection_left_deleting_is_removed(
+    settings: Settings, vectors_dropped: bool
+) -> None:
+    async with open_services(settings) as services:
+        await services.indexer.add_photo(encode(draw_photo(1)), "t")
+        collection = await services.catalog.collection("t")
+        assert collection is not None
+        await services.catalog.begin_drop(collection.id)
+        if vectors_dropped:
+            await services.vectors.drop(collection.store)
+    async with open_services(settings) as services:
+        assert await services.catalog.collections("deleting") == []
+        assert await services.searcher.count("t") == 0
+        assert [path for path in settings.uploads.rglob("*") if path.is_file()] == []
+        await services.indexer.add_photo(encode(draw_photo(2)), "t")
+        assert await services.searcher.count("t") == 1
+        await _assert_consistent(services)
+
+
+async def test_an_uploads_file_that_was_never_acknowledged_is_removed_and_others_stay(
+    settings: Settings,
+) -> None:
+    async with open_services(settings) as services:
+        await services.indexer.add_photo(encode(draw_photo(1)), "t")
+        collection = await services.catalog.collection("t")
+        assert collection is not None
+        folder = settings.uploads / str(collection.id)
+    [kept] = folder.iterdir()
+    mine = folder / "holiday.jpg"
+    mine.write_bytes(b"somebody's own")
+    for orphan in (f"{'a' * 64}.jpeg", f"{'b' * 64}.png.part"):
+        (folder / orphan).write_bytes(b"orphan")
+    async with open_services(settings):
+        assert set(folder.iterdir()) == {kept, mine}
+
+
+async def test_an_interrupted_load_goes_on_at_the_next_start(
+    settings: Settings, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 40)
+    async with open_services(settings) as services:
+        load = await services.indexer.start_load(str(tmp_path / "photos"), "t")
+        await services.indexer.stop_loads()
+        with pytest.raises(Unavailable, match="goes on after its restart"):
+            await load.wait()
+        with pytest.raises(Unavailable):
+            await services.indexer.start_load(str(tmp_path / "photos"), "t")
+        done = await services.searcher.count("t")
+        assert done < 40
+    async with open_services(settings) as services:
+        await services.indexer.resume_loads()
+        joined = await services.indexer.start_load(str(tmp_path / "photos"), "t")
+        assert joined.id == load.id
+        await joined.wait()
+        assert joined.counts.indexed == 40 - done
+        assert await _states(services) == ["indexed"] * 40
+        await _assert_consistent(services)
+    async with open_services(settings) as services:
+        assert await services.catalog.running_loads() == []
+
+
+async def test_a_load_whose_folder_is_gone_is_not_resumed_for_ever(
+    settings: Settings, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 20)
+    async with open_services(settings) as services:
+        await services.indexer.start_load(str(tmp_path / "photos"), "t")
+    shutil.rmtree(tmp_path / "photos")
+    async with open_services(settings) as services:
+        assert len(await services.catalog.running_loads()) == 1
+        await services.indexer.resume_loads()
+        while await services.catalog.running_loads():
+            await asyncio.sleep(0)
+
+
+async def test_a_drop_ends_a_load_and_leaves_nothing(services: Services, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 40)
+    load = await services.indexer.start_load(str(tmp_path / "photos"), "t")
+    while not load.counts.indexed:
+        await asyncio.sleep(0)
+    assert await services.indexer.drop("t")
+    with pytest.raises(Conflict, match="cancelled"):
+        await load.wait()
+    assert load.state == "cancelled"
+    assert await services.catalog.collection("t") is None
+    assert not await services.indexer.drop("t")
+    await _load(services, tmp_path / "photos")
+    assert await services.searcher.count("t") == 40
+    await _assert_consistent(services)
+
+
+async def test_uploads_loads_and_drops_at_the_same_time_leave_a_whole(
+    services: Services, settings: Settings, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 20)
+
+    async def upload(seed: int) -> None:
+        try:
+            await services.indexer.add_photo(encode(draw_photo(seed)), "t")
+        except Conflict:  # the collection was dropped under it
+            return
+
+    async def load() -> None:
+        try:
+            await _load(services, tmp_path / "photos")
+        except Conflict:
+            return
+
+    async with asyncio.TaskGroup() as group:
+        for seed in range(100, 112):
+            group.create_task(upload(seed))
+            if seed % 4 == 0:
+                group.create_task(load())
+                group.create_task(services.indexer.drop("t"))
+    await _assert_consistent(services)
+    assert set(await _states(services)) <= {"indexed"}
+    collection = await services.catalog.collection("t")
+    files = [path for path in settings.uploads.rglob("*") if path.is_file()]
+    uploaded = 0
+    if collection is not None:
+        async for page in services.catalog.images(collection.id, ["indexed"]):
+            uploaded += sum(Path(image.path) in files for image in page)
+    assert uploaded == len(files)
+
+
+async def test_the_same_upload_many_times_at_once_is_one_photo(services: Services) -> None:
+    photo = encode(draw_photo(1))
+    ids = await asyncio.gather(*(services.indexer.add_photo(photo, "t") for _ in range(8)))
+    assert len(set(ids)) == 1
+    assert await services.searcher.count("t") == 1
+    await _assert_consistent(services)
+
+
+async def test_a_refused_upload_keeps_nothing(services: Services, settings: Settings) -> None:
+    with pytest.raises(InvalidImage):
+        await services.indexer.add_photo(encode(draw_photo(1))[:2000], "t")
+    assert not settings.uploads.exists()
+    assert await services.catalog.collection("t") is None
+
+
+async def test_two_loads_are_counted_together_and_run_one_after_the_other(
+    services: Services, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "a", 10)
+    write_photos(tmp_path / "b", 10, start=50)
+    loads = [await services.indexer.start_load(str(tmp_path / name), "t") for name in "ab"]
+    assert services.indexer.progress()[1] == 20
+    await asyncio.gather(*(load.wait() for load in loads))
+    assert services.indexer.progress() == (20, 20)
+    await _load(services, tmp_path / "a")
+    assert services.indexer.progress() == (10, 10)
+
+
+async def test_a_file_over_the_limit_fails_alone(settings: Settings, tmp_path: Path) -> None:
+    [small, large] = write_photos(tmp_path / "photos", 2)
+    limit = small.stat().st_size
+    large.write_bytes(encode(draw_photo(1, width=800, height=800)))
+    async with open_services(settings.model_copy(update={"max_file_bytes": limit})) as services:
+        load = await services.indexer.start_load(str(tmp_path / "photos"), "t")
+        await load.wait()
+        assert (load.counts.indexed, load.counts.failed) == (1, 1)
+        [failure] = load.failures
+        assert failure.path == str(large)
+        assert f"{limit} bytes that MAX_FILE_BYTES allows" in failure.reason
+
+
+async def test_pruning_keeps_what_lies_in_a_folder_that_cannot_be_listed(
+    services: Services, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 2)
+    write_photos(tmp_path / "photos" / "mounted", 2, start=10)
+    await _load(services, tmp_path / "photos")
+    # Too deep a path cannot be listed by anybody, root included.
+    shutil.rmtree(tmp_path / "photos" / "mounted")
+    (tmp_path / "photos" / "mounted").symlink_to(tmp_path / "elsewhere")
+    await _load(services, tmp_path / "photos", prune=True)
+    assert await services.searcher.count("t") == 2
+
+
+async def test_a_load_fails_in_words_when_the_vector_engine_dies(
+    settings: Settings, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 20)
+    async with open_services(settings) as services:
+        await services.indexer.add_photo(encode(draw_photo(99)), "t")
+        for child in psutil.Process().children():
+            if child.name() == "milvus" and str(settings.data_dir) in " ".join(child.cmdline()):
+                child.kill()
+                child.wait()
+        with pytest.raises(Unavailable, match="vector engine"):
+            await services.searcher.search(encode(draw_photo(99)), "t", 1)
+        with pytest.raises(Unavailable, match="vector engine"):
+            await _load(services, tmp_path / "photos")
+    async with open_services(settings) as services:
+        await _load(services, tmp_path / "photos")
+        assert await services.searcher.count("t") == 21
+        await _assert_consistent(services)

@@ -1,0 +1,164 @@
+"""The command line."""
+
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from backend.settings import Settings
+from tests.photos import write_photos
+from tests.service import REPOSITORY, Service
+
+_STOP_SECONDS = 5
+
+
+def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "backend", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", ["serve", "load", "check"])
+def test_help_names_every_setting_its_variable_and_its_default(command: str) -> None:
+    text = " ".join(_run(command, "--help").stdout.split())
+    for name, info in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in text
+        assert f"[{name.upper()}; default: " in text
+        assert " ".join(str(info.description).split()) in text
+    assert "[PORT; default: 5010]" in text
+    assert "[DEFAULT_TABLE; default: milvus_obj_det]" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        (["--port", "http"], {}, ["PORT=http", "integer"]),
+        ([], {"PORT": "70000"}, ["PORT=70000", "65535"]),
+        ([], {"TOP_K": "0"}, ["TOP_K=0"]),
+        ([], {"WHOLE_IMAGE": "sometimes"}, ["WHOLE_IMAGE=sometimes", "fallback"]),
+        ([], {"METRIC_TYPE": "IP"}, ["METRIC_TYPE=IP", "L2"]),
+        ([], {"DEFAULT_TABLE": "my table"}, ["DEFAULT_TABLE=my table", "letters"]),
+        ([], {"TRITON_URL": "localhost:8001"}, ["TRITON_URL", "unset"]),
+        ([], {"MILVUS_HOST": "localhost"}, ["MILVUS_HOST", "unset"]),
+        ([], {"MYSQL_HOST": "localhost"}, ["MYSQL_HOST", "unset"]),
+        ([], {"VECTOR_DIMENSION": "7"}, ["VECTOR_DIMENSION=7", "512"]),
+        (["--detector-model", "nothing"], {}, ["'nothing'", "does not exist"]),
+        (["--data-dir", "/dev/null/x"], {}, ["DATA_DIR=/dev/null/x"]),
+    ],
+)
+def test_a_bad_setting_is_one_clear_line_and_exit_code_2(
+    arguments: list[str], environment: dict[str, str], words: list[str], tmp_path: Path
+) -> None:
+    done = _run("serve", *arguments, **{"DATA_DIR": str(tmp_path), **environment})
+    assert done.returncode == 2, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if "event=server.stopped" not in line]
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["sing"], ["serve", "--prot", "1"], ["serve", "--por", "1"], ["load"]]
+)
+def test_an_unknown_command_or_flag_exits_with_2(arguments: list[str]) -> None:
+    done = _run(*arguments)
+    assert done.returncode == 2
+    assert "error: " in done.stderr
+
+
+def test_a_flag_counts_more_than_the_environment(
+    start_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PORT", "1")
+    assert start_service().get("/progress").status_code == 200  # which passes --port 0
+
+
+def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = _run("serve", "--port", port, "--data-dir", str(tmp_path))
+    assert done.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_it_listens_on_loopback_alone(service: Service) -> None:
+    assert service.url.startswith("http://127.0.0.1:")
+    port = int(service.url.rsplit(":", 1)[1])
+    addresses = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
+    listening = re.findall(rf"\d+: ([0-9A-F]+):{port:04X} \S+ 0A", addresses)
+    assert listening == ["0100007F"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_in_the_middle_of_a_load_is_clean_quick_and_gone_on_with(
+    start_service: Callable[..., Service], tmp_path: Path, number: signal.Signals
+) -> None:
+    write_photos(tmp_path / "photos", 80)
+    service = start_service()
+    service.load(tmp_path / "photos", params={"wait": "false"})
+    start = time.monotonic()
+    service.process.send_signal(number)
+    assert service.process.wait(_STOP_SECONDS + 5) == 0
+    assert time.monotonic() - start < _STOP_SECONDS
+    log = service.log.read_text()
+    assert "event=load.interrupted" in log
+    assert log.splitlines()[-1].endswith("event=server.stopped")
+    assert "Traceback" not in log
+
+    again = start_service()
+    end = time.monotonic() + 60
+    while again.count() < 80:  # without being asked for
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert "event=load.resumed" in again.log.read_text()
+
+
+def test_every_event_is_one_line(service: Service) -> None:
+    service.get("/a%0Atime=forged")
+    service.load("/no\nsuch folder")
+    for line in service.log.read_text().splitlines():
+        assert re.match(r"time=\S+Z level=\w+ event=", line), line
+
+
+def test_a_load_in_a_terminal_shows_a_bar_and_says_where_to_look_next(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 12)
+    terminal, inside = pty.openpty()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-W", "ignore", "-m", "backend", "serve", "--port", "0"),
+            *("--load", str(tmp_path / "photos"), "--data-dir", str(tmp_path / "data")),
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+    )
+    os.close(inside)
+    shown = b""
+    try:
+        while b"/docs" not in shown:
+            shown += os.read(terminal, 4096)
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+        os.close(terminal)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert re.search(r"Loading photos ━+ 12/12 100%", text)
+    assert "12 photos in" in text
+    assert re.search(r"curl -F image=@\S+ http://127\.0\.0\.1:\d+/img/search", text)

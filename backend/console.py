@@ -66,7 +66,8 @@ def _report(load: Load) -> None:
     if load.prune:
         parts.append(f"{counts.removed} removed")
     parts.append(f"{counts.passed_over} other entries passed over")
-    stderr.print(f"{counts.total} photos in {escape(load.root)}: {', '.join(parts)}")
+    summary = f"{counts.total} photos in {load.root}: {', '.join(parts)}"
+    stderr.print(summary, markup=False, soft_wrap=True)
     if load.failures:
         _print_failures(f"{counts.failed} photos failed:", load.failures)
         if counts.failed > len(load.failures):

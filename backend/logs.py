@@ -23,7 +23,7 @@ class _CurrentStderr(logging.StreamHandler[TextIO]):
 
 
 def configure_logging(level: str) -> None:
-    """Sends this program's events and its libraries' messages to standard error.
+    """Sends this program's events of a level and its libraries' warnings to standard error.
 
     Values are quoted, and newlines in them escaped, so that no photo's name can forge a line.
     """
@@ -50,6 +50,7 @@ def configure_logging(level: str) -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(level)
+    root.setLevel(logging.WARNING)
+    logging.getLogger("backend").setLevel(level)
     # It reports every gRPC retry and every refused value, which we report ourselves.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)

@@ -5,6 +5,7 @@ may be repeated without harm: rows are upserted by the catalog's ids, deletes na
 """
 
 import asyncio
+import os
 import signal
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -211,12 +212,16 @@ def _start(database: Path) -> str:
     # that are finished after it, so it starts, and stays, with SIGINT blocked; it ends when its
     # parent lets go of the file's lock, however the parent ends.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # It would take our LOG_LEVEL for its own and print to our standard output.
+    log_level = os.environ.pop("LOG_LEVEL", None)
     try:
         uri: str | None = server_manager_instance.start_and_get_uri(str(database))
     except (OSError, RuntimeError) as error:
         raise ConfigurationError(f"Milvus Lite cannot open {database}: {error}") from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if log_level is not None:
+            os.environ["LOG_LEVEL"] = log_level
     if uri is None:
         raise ConfigurationError(
             f"Milvus Lite cannot open {database}: another process has it open, or it is damaged"

@@ -226,11 +226,16 @@ class Indexer:
                 ) from None
             load.state = "cancelled"
             raise Conflict(f"the load of {load.root} was cancelled") from None
-        except BaseException as failure:
+        except Exception as failure:
             cause = _first_cause(failure)
             load.state, error = "failed", f"{type(cause).__name__}: {cause}"
-            log.error("load.failed", error=error, exc_info=cause)
-            raise ServiceError(f"the load of {load.root} broke off: {error}") from cause
+            log.error("load.broke_off", error=error, exc_info=cause)
+            if isinstance(cause, ServiceError):
+                raise cause from None
+            raise ServiceError(
+                f"the load of {load.root} broke off; the server's log has the cause. Loading the"
+                " folder again goes on from here"
+            ) from cause
         finally:
             self._active.remove(load)
             if load.state != "running":
@@ -336,9 +341,8 @@ class Indexer:
     async def _write_batch(self, load: Load, batch: list[_Outcome | TouchedImage]) -> None:
         touched = [item for item in batch if isinstance(item, TouchedImage)]
         outcomes = [item for item in batch if isinstance(item, _Outcome)]
-        if touched:
-            await self._catalog.touch_images(touched)
-            load.counts.unchanged += len(touched)
+        await self._catalog.touch_images(touched)
+        load.counts.unchanged += len(touched)
         if not outcomes:
             return
         await self._finish(self._commit(load.collection, outcomes))
@@ -606,7 +610,7 @@ def _identify(data: bytes) -> tuple[str, str]:
     return read_header(data).format, hashlib.sha256(data).hexdigest()
 
 
-def _first_cause(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
+def _first_cause(error: Exception) -> Exception:
+    while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error

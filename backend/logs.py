@@ -9,6 +9,17 @@ import structlog
 __all__ = ["configure_logging"]
 
 
+class _OneLine(structlog.stdlib.ProcessorFormatter):
+    """Escapes what would end a rendered line, or move a terminal's cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's line."""
+        return "".join(
+            char if char.isprintable() else char.encode("unicode_escape").decode()
+            for char in super().format(record)
+        )
+
+
 class _CurrentStderr(logging.StreamHandler[TextIO]):
     """Writes to what sys.stderr is now: a progress bar puts itself in its place."""
 
@@ -25,7 +36,7 @@ class _CurrentStderr(logging.StreamHandler[TextIO]):
 def configure_logging(level: str) -> None:
     """Sends this program's events of a level and its libraries' warnings to standard error.
 
-    Values are quoted, and newlines in them escaped, so that no photo's name can forge a line.
+    Values are quoted, and control characters in them escaped, so that no photo's name can forge a line.
     """
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
@@ -40,7 +51,7 @@ def configure_logging(level: str) -> None:
     )
     handler = _CurrentStderr()
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        _OneLine(
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
@@ -48,6 +59,7 @@ def configure_logging(level: str) -> None:
             ],
         )
     )
+    logging.captureWarnings(capture=True)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)

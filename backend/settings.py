@@ -152,6 +152,8 @@ def _explain(error: Any) -> str:
         return message
     name = str(error["loc"][0])
     field = Settings.model_fields[name]
-    # A password must not reach a log by way of an error message.
-    value = "" if field.annotation is SecretStr else f"={error['input']}"
+    shown = str(error["input"])
+    value = f"={shown if shown.isprintable() else repr(shown)}"
+    if field.annotation is SecretStr:
+        value = ""  # a password must not reach a log by way of an error message
     return f"{name.upper()}{value}: {message} ({field.description})"

@@ -14,6 +14,14 @@ _MAX_FIELD_BYTES: Final = 8192
 """The longest field is a URL."""
 _MAX_PARTS: Final = 20
 _CHUNK_BYTES: Final = 2**16
+# What aiohttp raises for bodies that are no multipart form: it has no class of its own for it.
+_MALFORMED: Final = (
+    ValueError,
+    AssertionError,
+    RuntimeError,
+    aiohttp.ClientError,
+    aiohttp.http.HttpProcessingError,
+)
 
 
 @dataclass
@@ -49,10 +57,10 @@ async def read_form(request: web.Request, *, photo_field: str, max_photo_bytes: 
                 limit = "a field may have"
                 text = await _read(part, _MAX_FIELD_BYTES, limit)
                 form.fields[part.name] = text.decode("utf-8", "replace").strip()
-    except (ValueError, AssertionError, aiohttp.ClientError, aiohttp.http.HttpProcessingError) as e:
-        if isinstance(e, InvalidInput):
-            raise
-        raise InvalidInput(f"the multipart form cannot be read: {e}") from None
+    except InvalidInput:
+        raise
+    except _MALFORMED as error:
+        raise InvalidInput(f"the multipart form cannot be read: {error}") from None
     return form
 
 

@@ -14,9 +14,8 @@ from urllib.parse import unquote_plus, unquote_to_bytes
 __all__ = ["paths_meant"]
 
 # What browsers escape in the query of an http URL (URL Standard, special-query percent-encode
-# set) and can therefore also be a literal %XX of the file's name.
-_AMBIGUOUS: Final = re.compile(r"(%(?:20|22|27|3C|3E))")
-_NOT_ASCII: Final = re.compile(r"(?:%[89A-F][0-9A-F])+")
+# set), a character or a run of UTF-8: each may also be a literal %XX of the file's name.
+_ESCAPES: Final = re.compile(r"(%(?:[01][0-9A-F]|20|22|27|3C|3E|7F)|(?:%[89A-F][0-9A-F])+)")
 _MAX_AMBIGUOUS: Final = 8
 """Up to 2^8 readings are tried; further escapes are taken for the browser's."""
 
@@ -36,11 +35,13 @@ def paths_meant(raw_query: str, name: str) -> list[str]:
 
 
 def _as_a_browser_escapes(raw: str) -> list[str]:
-    text = _NOT_ASCII.sub(lambda run: _decode(run[0]), raw)
-    pieces = _AMBIGUOUS.split(text)
+    pieces = _ESCAPES.split(raw)
     escapes = pieces[1::2]
+    # Names that hold a literal %20 are likelier than names that hold a literal %E3%81%82.
+    order = sorted(range(len(escapes)), key=lambda index: len(escapes[index]))
+    ambiguous = set(order[:_MAX_AMBIGUOUS])
     choices = [
-        (_decode(escape), escape) if index < _MAX_AMBIGUOUS else (_decode(escape),)
+        (_decode(escape), escape) if index in ambiguous else (_decode(escape),)
         for index, escape in enumerate(escapes)
     ]
     return [

@@ -121,6 +121,16 @@ def _check(spec: ModelSpec, session: ort.InferenceSession) -> None:
                     f" {tensor.dtype} {list(tensor.dims)}, model.onnx has {node.type}"
                     f" {node.shape[1:]}"
                 )
+    if len(spec.inputs) != 1:
+        raise ConfigurationError(
+            f"model {spec.name}: config.pbtxt names {len(spec.inputs)} inputs, one is needed"
+        )
+    batch = session.get_inputs()[0].shape[0]
+    if isinstance(batch, int):
+        raise ConfigurationError(
+            f"model {spec.name}: model.onnx takes batches of {batch} alone: export it with a"
+            " dynamic batch size"
+        )
 
 
 def _fits(tensor: TensorSpec, shape: list[Any]) -> bool:

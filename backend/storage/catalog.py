@@ -410,6 +410,8 @@ class Catalog:
             {"image_id": image.id, "new_size": image.size, "new_mtime_ns": image.mtime_ns}
             for image in images
         ]
+        if not rows:
+            return
         async with self._write() as connection:
             await connection.execute(change, rows)
 

@@ -5,7 +5,6 @@ too many pixels costs nothing; OpenCV decodes, without holding the GIL.
 """
 
 import io
-import warnings
 from dataclasses import dataclass
 from typing import Final
 
@@ -87,22 +86,16 @@ def read_header(data: bytes) -> Header:
         raise InvalidImage("the file is empty")
     declared = sniff(data[:SNIFF_BYTES])
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of odd metadata, such as a truncated EXIF block, that hurts no pixel.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
-                if image.format not in CONTENT_TYPES:
-                    raise UnsupportedFormat(f"the format is {image.format}: {_SUPPORTED}")
-                width, height = image.size
-                orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-                header = Header(
-                    format=image.format,
-                    width=width,
-                    height=height,
-                    frames=int(getattr(image, "n_frames", 1)),
-                    has_alpha="A" in image.getbands() or "transparency" in image.info,
-                    orientation=orientation if 1 <= orientation <= 8 else 1,
-                )
+        with Image.open(io.BytesIO(data)) as image:
+            # A JPEG with further pictures behind the first, as some phones write it.
+            image_format = "JPEG" if image.format == "MPO" else image.format
+            if image_format not in CONTENT_TYPES:
+                raise UnsupportedFormat(f"the format is {image_format}: {_SUPPORTED}")
+            width, height = image.size
+            has_alpha = "A" in image.getbands() or "transparency" in image.info
+            frames = int(getattr(image, "n_frames", 1))
+            # Pillow and OpenCV turn a TIFF themselves, in its size and in its pixels.
+            orientation = 1 if image_format == "TIFF" else _orientation(image)
     except UnsupportedFormat:
         raise
     except UnidentifiedImageError:
@@ -114,12 +107,21 @@ def read_header(data: bytes) -> Header:
         # SyntaxError, ValueError, OverflowError, and more.
         kind = declared or "image"
         raise InvalidImage(f"the {kind} file is damaged: {error or type(error).__name__}") from None
-    # Pillow already applies a TIFF's orientation to its size, as OpenCV does to its pixels.
-    if header.format == "TIFF":
-        return _with(header, orientation=1)
-    if header.orientation in _TRANSPOSED:
-        return _with(header, width=header.height, height=header.width)
-    return header
+    if orientation in _TRANSPOSED:
+        width, height = height, width
+    return Header(image_format, width, height, frames, has_alpha, orientation)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none or none that can be read."""
+    exif = Image.Exif()
+    try:
+        # Not image.getexif(), which decodes a whole PNG to look behind its pixels.
+        exif.load(image.info.get("exif", b""))
+        orientation = int(exif.get(ExifTags.Base.Orientation, 1))
+    except Exception:  # whatever damaged metadata leads Pillow into; the pixels are none the worse
+        return 1
+    return orientation if 1 <= orientation <= 8 else 1
 
 
 def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
@@ -141,40 +143,31 @@ def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
         )
     if header.width == 0 or header.height == 0:
         raise InvalidImage(f"the {header.format} file says that it has no pixels")
-    encoded = np.frombuffer(data, np.uint8)
+    decode_stored = _decode_over_white if header.has_alpha else _decode_opaque
+    pixels = decode_stored(data, header)
+    return np.ascontiguousarray(_upright(pixels, header.orientation))
+
+
+def _decode_opaque(data: bytes, header: Header) -> NDArray[np.uint8]:
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        if header.has_alpha:
-            pixels = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
-        else:
-            pixels = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise InvalidImage(f"the {header.format} file cannot be decoded: {error.err}") from None
     if pixels is None:
         raise InvalidImage(f"the {header.format} file is truncated or damaged")
-    if header.has_alpha:
-        # IMREAD_UNCHANGED is the one mode that keeps alpha, and it leaves the orientation to us.
-        pixels = _upright(_over_white(pixels), header.orientation)
-    return np.ascontiguousarray(pixels, dtype=np.uint8)
+    return np.asarray(pixels, np.uint8)
 
 
-def _with(header: Header, **changes: int) -> Header:
-    return Header(**{**header.__dict__, **changes})
-
-
-def _over_white(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """RGB, uint8, of grey, BGR or BGRA pixels of any depth."""
-    if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)  # type: ignore[operator]
-    elif pixels.dtype != np.uint8:
-        raise InvalidImage(f"samples of type {pixels.dtype} are not read, only 8 and 16 bit")
-    eight_bit: NDArray[np.uint8] = pixels.astype(np.uint8, copy=False)
-    if eight_bit.ndim == 2:
-        return np.asarray(cv2.cvtColor(eight_bit, cv2.COLOR_GRAY2RGB), np.uint8)
-    if eight_bit.shape[2] == 3:
-        return np.asarray(cv2.cvtColor(eight_bit, cv2.COLOR_BGR2RGB), np.uint8)
-    alpha = eight_bit[..., 3:].astype(np.uint16)
-    colour = eight_bit[..., 2::-1].astype(np.uint16)
-    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+def _decode_over_white(data: bytes, header: Header) -> NDArray[np.uint8]:
+    """By Pillow: OpenCV knows not every kind of transparency that PNG and TIFF have."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            transparent = image.convert("RGBA")
+    except Exception as error:  # as in `read_header`
+        raise InvalidImage(f"the {header.format} file is truncated or damaged: {error}") from None
+    white = Image.new("RGBA", transparent.size, "white")
+    return np.asarray(Image.alpha_composite(white, transparent).convert("RGB"))
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

@@ -56,7 +56,7 @@ def select_detections(
             np.hstack([boxes[:, :2], size]).astype(np.float64).tolist(),
             scores.tolist(),
             labels.tolist(),
-            0.0,
+            -1.0,  # it drops what is not above this; ours has been applied, and counts as kept
             nms_threshold,
         )
         order = np.asarray(chosen, np.intp).reshape(-1)

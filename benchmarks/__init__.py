@@ -1,0 +1,5 @@
+"""Measured figures and what produces them. Uses the service as it is; the service knows none of it.
+
+`quality` measures how good the answers are, `vector_stores` how fast and how large the embedded
+vector engine is. README.md says how to run both and what came out.
+"""

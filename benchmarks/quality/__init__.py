@@ -1,0 +1,1 @@
+"""How good the service's answers are on annotated photos: retrieval of objects, and detection."""

@@ -1,0 +1,202 @@
+"""What every request passes: errors as JSON, and pages of other origins."""
+
+import logging
+
+import pytest
+from aiohttp import web
+from aiohttp.pytest_plugin import AiohttpClient
+from aiohttp.test_utils import TestClient
+
+from backend import errors
+from backend.errors import ServiceError
+from backend.http import middlewares
+
+ORIGIN = "http://client.example:8080"
+SERVICE_ERRORS = [
+    errors.InvalidInput,
+    errors.InvalidImage,
+    errors.NotFound,
+    errors.Forbidden,
+    errors.Conflict,
+    errors.EmbedderMismatch,
+    errors.TooLarge,
+    errors.UnsupportedFormat,
+    errors.BadGateway,
+    errors.Unavailable,
+    errors.ServiceError,
+]
+Client = TestClient[web.Request, web.Application]
+
+
+async def _good(_request: web.Request) -> web.Response:
+    return web.json_response("good")
+
+
+async def _broken(_request: web.Request) -> web.Response:
+    raise RuntimeError("the password is hunter2")
+
+
+async def _moved(_request: web.Request) -> web.Response:
+    raise web.HTTPFound("/good")
+
+
+async def _large(request: web.Request) -> web.Response:
+    await request.read()
+    return web.json_response("read")
+
+
+async def _service_error(request: web.Request) -> web.Response:
+    kind: type[ServiceError] = getattr(errors, request.match_info["name"])
+    raise kind("what was wrong: naïve “value”")
+
+
+@pytest.fixture
+async def client(aiohttp_client: AiohttpClient) -> Client:
+    """An application with the middlewares in the order in which the service has them."""
+    app = web.Application(
+        middlewares=[
+            middlewares.log_requests,
+            middlewares.answer_errors,
+            middlewares.answer_preflights,
+        ],
+        client_max_size=1000,
+    )
+    app.on_response_prepare.append(middlewares.allow_other_origins)
+    app.router.add_get("/good", _good)
+    app.router.add_post("/good", _good)
+    app.router.add_get("/broken", _broken)
+    app.router.add_get("/moved", _moved)
+    app.router.add_post("/large", _large)
+    app.router.add_get("/error/{name}", _service_error)
+    return await aiohttp_client(app)
+
+
+# Errors
+
+
+@pytest.mark.parametrize("kind", SERVICE_ERRORS)
+async def test_an_error_of_ours_is_answered_with_its_status_and_message(
+    client: Client, kind: type[ServiceError]
+) -> None:
+    async with client.get(f"/error/{kind.__name__}") as answer:
+        assert answer.status == kind.status
+        assert answer.content_type == "application/json"
+        assert await answer.json() == {"status": False, "msg": "what was wrong: naïve “value”"}
+
+
+async def test_anything_unexpected_is_a_500_without_its_details(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        async with client.get("/broken") as answer:
+            text = await answer.text()
+    assert answer.status == 500
+    assert "hunter2" not in text
+    assert "RuntimeError" not in text
+    assert await answer.json() == {
+        "status": False,
+        "msg": "an internal error; the server's log has its cause",
+    }
+
+
+async def test_after_an_unexpected_error_the_next_request_is_answered(client: Client) -> None:
+    for _ in range(3):
+        async with client.get("/broken") as answer:
+            assert answer.status == 500
+        async with client.get("/good") as answer:
+            assert await answer.json() == "good"
+
+
+async def test_what_is_not_there_is_named_with_where_to_look(client: Client) -> None:
+    async with client.get("/no/such page?x=1") as answer:
+        assert answer.status == 404
+        assert await answer.json() == {
+            "status": False,
+            "msg": "there is nothing at /no/such page; GET /docs lists what there is",
+        }
+
+
+async def test_a_wrong_method_is_told_the_right_ones(client: Client) -> None:
+    async with client.delete("/good") as answer:
+        assert answer.status == 405
+        assert await answer.json() == {
+            "status": False,
+            "msg": "/good is called with GET, HEAD, POST, not with DELETE",
+        }
+        allowed = {method.strip() for method in answer.headers["Allow"].split(",")}
+    assert allowed == {"GET", "HEAD", "POST"}
+
+
+async def test_a_body_that_is_too_large_is_a_413(client: Client) -> None:
+    async with client.post("/large", data=bytes(1000)) as answer:
+        assert answer.status == 200
+    async with client.post("/large", data=bytes(1001)) as answer:
+        assert answer.status == 413
+        body = await answer.json()
+    assert body["status"] is False
+    assert "1000" in body["msg"]
+
+
+async def test_a_redirect_stays_a_redirect(client: Client) -> None:
+    async with client.get("/moved", allow_redirects=False) as answer:
+        assert (answer.status, answer.headers["Location"]) == (302, "/good")
+
+
+async def test_a_good_answer_is_left_alone(client: Client) -> None:
+    async with client.get("/good") as answer:
+        assert (answer.status, await answer.json()) == (200, "good")
+
+
+# Other origins
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/good", 200), ("/missing", 404), ("/broken", 500), ("/error/TooLarge", 413)],
+)
+async def test_a_page_of_another_origin_may_read_every_answer(
+    client: Client, path: str, status: int
+) -> None:
+    async with client.get(path, headers={"Origin": ORIGIN}) as answer:
+        assert answer.status == status
+        assert answer.headers["Access-Control-Allow-Origin"] == "*"
+        # "*" and credentials exclude each other, and there are none.
+        assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/good", "/missing"])
+async def test_without_an_origin_there_is_no_word_of_origins(client: Client, path: str) -> None:
+    async with client.get(path) as answer:
+        assert not [name for name in answer.headers if name.startswith("Access-Control")]
+
+
+async def test_a_preflight_is_answered_with_what_may_be_called(client: Client) -> None:
+    headers = {
+        "Origin": ORIGIN,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type, x-requested-with",
+    }
+    async with client.options("/good", headers=headers) as answer:
+        assert answer.status == 204
+        assert await answer.read() == b""
+        methods = answer.headers["Access-Control-Allow-Methods"]
+        assert {method.strip() for method in methods.split(",")} == {"GET", "HEAD", "POST"}
+        assert answer.headers["Access-Control-Allow-Headers"] == "content-type, x-requested-with"
+        assert answer.headers["Access-Control-Allow-Origin"] == "*"
+        assert int(answer.headers["Access-Control-Max-Age"]) > 0
+
+
+async def test_a_preflight_that_names_no_headers_allows_a_content_type(client: Client) -> None:
+    headers = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
+    async with client.options("/good", headers=headers) as answer:
+        assert answer.headers["Access-Control-Allow-Headers"] == "Content-Type"
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Origin": ORIGIN}, {"Access-Control-Request-Method": "POST"}]
+)
+async def test_options_that_are_no_preflight_are_an_unknown_method(
+    client: Client, headers: dict[str, str]
+) -> None:
+    async with client.options("/good", headers=headers) as answer:
+        assert answer.status == 405

@@ -1,0 +1,658 @@
+"""The catalog on SQLite: states, ids, and what is left when the process dies in between."""
+
+import asyncio
+import os
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backend.errors import ConfigurationError
+from backend.storage.catalog import (
+    Catalog,
+    Collection,
+    Image,
+    ImageState,
+    NewImage,
+    NewObject,
+    TouchedImage,
+    path_key,
+)
+
+EVERY_STATE: tuple[ImageState, ...] = ("pending", "indexed", "failed", "deleting")
+CAT = NewObject("cat", 0.75, (1.0, 2.0, 30.5, 40.25))
+DOG = NewObject("dog", 0.5, (0.0, 0.0, 8.0, 8.0))
+
+
+@pytest.fixture
+async def catalog(tmp_path: Path) -> AsyncIterator[Catalog]:
+    """An empty catalog in the test's own folder."""
+    opened = await Catalog.open(tmp_path)
+    yield opened
+    await opened.close()
+
+
+async def _ensure(catalog: Catalog, name: str = "photos") -> Collection:
+    collection = await catalog.ensure_collection(
+        name, embedder="tiny", embedder_sha256="ab" * 32, dim=8, metric="L2"
+    )
+    assert collection is not None
+    return collection
+
+
+def _new(path: str, objects: Sequence[NewObject] = (CAT,), error: str | None = None) -> NewImage:
+    return NewImage(
+        path=path,
+        path_key=path_key(path),
+        sha256="cd" * 32,
+        size=1000,
+        mtime_ns=1_700_000_000_123_456_789,
+        width=640,
+        height=480,
+        objects=objects,
+        error=error,
+    )
+
+
+async def _index(
+    catalog: Catalog, collection: Collection, paths: Sequence[str], objects: Sequence[NewObject]
+) -> list[int]:
+    stored = await catalog.begin_images(collection.id, [_new(path, objects) for path in paths])
+    ids = [image.id for image in stored]
+    await catalog.finish_images(ids, {})
+    return ids
+
+
+async def _images(
+    catalog: Catalog, collection: Collection, states: Sequence[ImageState] = EVERY_STATE
+) -> list[Image]:
+    return [image async for page in catalog.images(collection.id, states) for image in page]
+
+
+# Collections
+
+
+async def test_a_collection_is_made_once_and_found_by_its_name_and_its_id(catalog: Catalog) -> None:
+    assert await catalog.collection("photos") is None
+    made = await _ensure(catalog)
+    assert (made.name, made.embedder, made.dim, made.metric) == ("photos", "tiny", 8, "L2")
+    assert (made.embedder_sha256, made.state) == ("ab" * 32, "ready")
+    assert await _ensure(catalog) == made
+    assert await catalog.collection("photos") == made
+    assert await catalog.collection_by_id(made.id) == made
+    assert await catalog.collection_by_id(made.id + 1) is None
+
+
+async def test_a_collection_keeps_the_embedder_that_made_it(catalog: Catalog) -> None:
+    made = await _ensure(catalog)
+    again = await catalog.ensure_collection(
+        "photos", embedder="other", embedder_sha256="ef" * 32, dim=16, metric="L2"
+    )
+    assert again == made
+
+
+async def test_names_of_collections_differ_by_case(catalog: Catalog) -> None:
+    small, large = await _ensure(catalog, "photos"), await _ensure(catalog, "Photos")
+    assert small.id != large.id
+    assert await catalog.collections("ready") == [small, large]
+
+
+async def test_a_collection_that_is_being_dropped_is_not_seen_any_more(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    await catalog.begin_drop(collection.id)
+    assert await catalog.collection("photos") is None
+    assert await catalog.collections("ready") == []
+    [deleting] = await catalog.collections("deleting")
+    assert (deleting.id, deleting.state) == (collection.id, "deleting")
+    again = await catalog.ensure_collection(
+        "photos", embedder="tiny", embedder_sha256="ab" * 32, dim=8, metric="L2"
+    )
+    assert again is None
+
+
+async def test_a_drop_takes_photos_objects_and_loads_and_nothing_of_other_collections(
+    catalog: Catalog,
+) -> None:
+    dropped, kept = await _ensure(catalog, "dropped"), await _ensure(catalog, "kept")
+    await _index(catalog, dropped, ["/a.jpg", "/b.jpg"], [CAT, DOG])
+    await _index(catalog, kept, ["/a.jpg"], [CAT])
+    await catalog.begin_load(dropped.id, "/", prune=False)
+    load = await catalog.begin_load(kept.id, "/", prune=False)
+    await catalog.begin_drop(dropped.id)
+    await catalog.finish_drop(dropped.id)
+    assert await catalog.collection_by_id(dropped.id) is None
+    assert await _images(catalog, dropped) == []
+    assert await catalog.object_ids(dropped.id) == set()
+    assert await catalog.count_images(kept.id) == 1
+    assert len(await catalog.object_ids(kept.id)) == 1
+    assert [row.id for row in await catalog.running_loads()] == [load]
+
+
+async def test_a_name_may_be_used_again_after_a_drop_and_gets_another_store(
+    catalog: Catalog,
+) -> None:
+    first = await _ensure(catalog)
+    await catalog.begin_drop(first.id)
+    await catalog.finish_drop(first.id)
+    second = await _ensure(catalog)
+    assert second.id > first.id
+    assert second.store != first.store
+    assert second.store.startswith("photos_")
+
+
+async def test_dropping_twice_does_no_harm(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    for _ in range(2):
+        await catalog.begin_drop(collection.id)
+        await catalog.finish_drop(collection.id)
+    assert await catalog.collections("ready") == []
+
+
+# Photos: adding
+
+
+async def test_a_photo_is_pending_with_its_objects_until_it_is_finished(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    [stored] = await catalog.begin_images(collection.id, [_new("/a.jpg", [CAT, DOG])])
+    assert len(stored.object_ids) == 2
+    assert not stored.replaced
+    [image] = await _images(catalog, collection)
+    assert image.state == "pending"
+    assert await catalog.count_images(collection.id) == 0
+    assert await catalog.count_images(collection.id, "pending") == 1
+    assert await catalog.indexed_image([path_key("/a.jpg")]) is None
+    await catalog.finish_images([stored.id], {})
+    [image] = await _images(catalog, collection)
+    assert image == Image(
+        id=stored.id,
+        collection_id=collection.id,
+        path="/a.jpg",
+        path_key=path_key("/a.jpg"),
+        sha256="cd" * 32,
+        size=1000,
+        mtime_ns=1_700_000_000_123_456_789,
+        width=640,
+        height=480,
+        state="indexed",
+        error=None,
+    )
+    assert await catalog.count_images(collection.id) == 1
+    assert await catalog.indexed_image([path_key("/a.jpg")]) == image
+
+
+async def test_fresh_and_changed_photos_may_come_together_in_any_order(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    old_b, old_d = await _index(catalog, collection, ["/b", "/d"], [CAT, CAT, CAT])
+    old_objects = await catalog.object_ids(collection.id)
+    several = [NewObject(f"label {i}", i / 10, (i, i, i + 1.0, i + 1.0)) for i in range(4)]
+    news = [_new("/a", several), _new("/b", [DOG]), _new("/c", []), _new("/d", several[:2])]
+    stored = await catalog.begin_images(collection.id, news)
+    assert [image.replaced for image in stored] == [False, True, False, True]
+    assert (stored[1].id, stored[3].id) == (old_b, old_d)
+    assert [len(image.object_ids) for image in stored] == [4, 1, 0, 2]
+    await catalog.finish_images([image.id for image in stored], {})
+    fresh = [object_id for image in stored for object_id in image.object_ids]
+    assert await catalog.object_ids(collection.id) == set(fresh)
+    assert old_objects.isdisjoint(fresh)
+    places = await catalog.places(fresh)
+    for new, image in zip(news, stored, strict=True):
+        # In the order in which they were given: the caller pairs them with embeddings.
+        assert [places[object_id].label for object_id in image.object_ids] == [
+            found.label for found in new.objects
+        ]
+        assert {places[object_id].path for object_id in image.object_ids} <= {new.path}
+
+
+async def test_a_changed_photo_takes_all_its_new_values_and_is_pending_again(
+    catalog: Catalog,
+) -> None:
+    collection = await _ensure(catalog)
+    await _index(catalog, collection, ["/a"], [CAT])
+    changed = NewImage("/a", path_key("/a"), "ef" * 32, 2000, 5, 10, 20)
+    [stored] = await catalog.begin_images(collection.id, [changed])
+    [image] = await _images(catalog, collection)
+    assert (image.id, image.state) == (stored.id, "pending")
+    assert (image.sha256, image.size, image.mtime_ns) == ("ef" * 32, 2000, 5)
+    assert (image.width, image.height) == (10, 20)
+
+
+async def test_the_same_path_in_two_collections_is_two_photos(catalog: Catalog) -> None:
+    one, two = await _ensure(catalog, "one"), await _ensure(catalog, "two")
+    [first] = await _index(catalog, one, ["/a"], [CAT])
+    [second] = await _index(catalog, two, ["/a"], [CAT])
+    assert first != second
+    assert await catalog.count_images(one.id) == await catalog.count_images(two.id) == 1
+
+
+async def test_more_photos_than_one_query_holds_are_stored_in_order(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    paths = [f"/{number}" for number in range(1201)]
+    for _ in range(2):  # the second time every one is a changed one
+        stored = await catalog.begin_images(collection.id, [_new(path, [CAT]) for path in paths])
+        await catalog.finish_images([image.id for image in stored], {})
+    assert all(image.replaced for image in stored)
+    places = await catalog.places([image.object_ids[0] for image in stored])
+    assert [place.path for place in places.values()] == paths
+    assert await catalog.count_images(collection.id) == 1201
+    known = await catalog.images_by_key(collection.id, [path_key(path) for path in paths])
+    assert [known[path_key(path)].path for path in paths] == paths
+
+
+async def test_a_failure_is_kept_with_its_reason_and_ends_with_the_next_success(
+    catalog: Catalog,
+) -> None:
+    collection = await _ensure(catalog)
+    [stored] = await catalog.begin_images(collection.id, [_new("/a", [], "the file is empty")])
+    await catalog.finish_images([], {stored.id: "the file is empty"})
+    [image] = await _images(catalog, collection, ["failed"])
+    assert image.error == "the file is empty"
+    assert await catalog.count_images(collection.id) == 0
+    assert await catalog.count_images(collection.id, "failed") == 1
+    assert await catalog.indexed_image([path_key("/a")]) is None
+    await _index(catalog, collection, ["/a"], [CAT])
+    [image] = await _images(catalog, collection)
+    assert (image.state, image.error) == ("indexed", None)
+
+
+async def test_only_what_is_pending_can_be_finished(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    indexed, deleting = await _index(catalog, collection, ["/a", "/b"], [CAT])
+    await catalog.begin_delete_images([deleting])
+    await catalog.finish_images([deleting], {indexed: "too late"})
+    states = {image.id: (image.state, image.error) for image in await _images(catalog, collection)}
+    assert states == {indexed: ("indexed", None), deleting: ("deleting", None)}
+
+
+async def test_a_photo_whose_bytes_are_the_same_gets_its_file_s_new_time(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    touched, other = await _index(catalog, collection, ["/a", "/b"], [CAT])
+    objects = await catalog.object_ids(collection.id)
+    await catalog.touch_images([TouchedImage(touched, 1000, 2**62)])
+    times = {image.id: image.mtime_ns for image in await _images(catalog, collection, ["indexed"])}
+    assert times == {touched: 2**62, other: 1_700_000_000_123_456_789}
+    assert await catalog.object_ids(collection.id) == objects
+
+
+async def test_nothing_to_do_is_done(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    assert await catalog.begin_images(collection.id, []) == []
+    await catalog.finish_images([], {})
+    await catalog.begin_delete_images([])
+    await catalog.finish_delete_images([])
+    assert await catalog.images_by_key(collection.id, []) == {}
+    assert await catalog.indexed_image([]) is None
+    assert await catalog.places([]) == {}
+    assert await _images(catalog, collection) == []
+
+
+async def test_touching_no_photo_does_nothing(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    await _index(catalog, collection, ["/a"], [CAT])
+    before = await _images(catalog, collection)
+    await catalog.touch_images([])
+    assert await _images(catalog, collection) == before
+
+
+# Photos: removing
+
+
+async def test_a_photo_that_is_being_deleted_is_not_found_any_more(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    gone, kept = await _index(catalog, collection, ["/a", "/b"], [CAT])
+    all_objects = await catalog.object_ids(collection.id)
+    await catalog.begin_delete_images([gone])
+    assert await catalog.indexed_image([path_key("/a")]) is None
+    assert await catalog.count_images(collection.id) == 1
+    assert {place.image_id for place in (await catalog.places(list(all_objects))).values()} == {
+        kept
+    }
+    await catalog.finish_delete_images([gone])
+    assert [image.id for image in await _images(catalog, collection)] == [kept]
+    assert len(await catalog.object_ids(collection.id)) == 1
+
+
+async def test_no_id_is_ever_used_twice(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    used_images: set[int] = set()
+    used_objects: set[int] = set()
+    for _ in range(4):
+        [image_id] = await _index(catalog, collection, ["/a"], [CAT, DOG])
+        objects = await catalog.object_ids(collection.id)
+        assert image_id not in used_images
+        assert used_objects.isdisjoint(objects)
+        used_images.add(image_id)
+        used_objects |= objects
+        await catalog.begin_delete_images([image_id])
+        await catalog.finish_delete_images([image_id])
+
+
+async def test_no_id_is_used_again_after_a_restart(tmp_path: Path) -> None:
+    catalog = await Catalog.open(tmp_path)
+    collection = await _ensure(catalog)
+    ids = await _index(catalog, collection, ["/a", "/b"], [CAT])
+    objects = await catalog.object_ids(collection.id)
+    await catalog.begin_delete_images(ids)
+    await catalog.finish_delete_images(ids)
+    await catalog.close()
+    catalog = await Catalog.open(tmp_path)
+    [fresh] = await _index(catalog, collection, ["/a"], [CAT])
+    [fresh_object] = await catalog.object_ids(collection.id)
+    await catalog.close()
+    assert fresh > max(ids)
+    assert fresh_object > max(objects)
+
+
+async def test_deleting_many_and_deleting_twice_does_no_harm(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    ids = await _index(catalog, collection, [f"/{i}" for i in range(1100)], [CAT])
+    for _ in range(2):
+        await catalog.begin_delete_images(ids[:-1])
+        await catalog.finish_delete_images(ids[:-1])
+    assert [image.id for image in await _images(catalog, collection)] == ids[-1:]
+
+
+# Reading
+
+
+async def test_photos_come_page_by_page_in_the_order_of_their_ids(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    ids = await _index(catalog, collection, [f"/{i}" for i in range(1050)], [])
+    pages = [page async for page in catalog.images(collection.id, ["indexed"])]
+    assert len(pages) > 2
+    assert [image.id for page in pages for image in page] == sorted(ids)
+
+
+async def test_photos_may_be_deleted_while_they_are_paged_through(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    ids = await _index(catalog, collection, [f"/{i}" for i in range(1050)], [])
+    seen: list[int] = []
+    async for page in catalog.images(collection.id, ["indexed"]):
+        seen += [image.id for image in page]
+        await catalog.begin_delete_images([image.id for image in page])
+        await catalog.finish_delete_images([image.id for image in page])
+    assert seen == sorted(ids)
+    assert await _images(catalog, collection) == []
+
+
+async def test_places_are_those_of_indexed_photos_alone(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    paths = ["/indexed", "/pending", "/failed", "/deleting"]
+    stored = await catalog.begin_images(collection.id, [_new(path, [CAT]) for path in paths])
+    objects = [object_id for image in stored for object_id in image.object_ids]
+    await catalog.finish_images([stored[0].id, stored[3].id], {stored[2].id: "bad"})
+    await catalog.begin_delete_images([stored[3].id])
+    places = await catalog.places([*objects, 10**9])
+    assert list(places) == [objects[0]]
+    place = places[objects[0]]
+    assert (place.image_id, place.path, place.label) == (stored[0].id, "/indexed", "cat")
+    assert (place.score, place.box) == (0.75, (1.0, 2.0, 30.5, 40.25))
+    assert await catalog.object_ids(collection.id) == {objects[0]}
+
+
+async def test_the_first_key_that_is_indexed_wins(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    await _index(catalog, collection, ["/a", "/b"], [])
+    keys = [path_key(path) for path in ("/missing", "/b", "/a")]
+    found = await catalog.indexed_image(keys)
+    assert found is not None
+    assert found.path == "/b"
+
+
+async def test_a_photo_of_any_collection_is_found_by_its_key(catalog: Catalog) -> None:
+    one, two = await _ensure(catalog, "one"), await _ensure(catalog, "two")
+    [in_one] = await _index(catalog, one, ["/a"], [])
+    [in_two] = await _index(catalog, two, ["/a"], [])
+    await catalog.begin_delete_images([in_one])
+    found = await catalog.indexed_image([path_key("/a")])
+    assert found is not None
+    assert found.id == in_two
+
+
+# Paths
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("/a.jpg", "/A.jpg"),
+        ("/a.jpg", "/a.jpg "),
+        ("/a.jpg", "/a.jpg\n"),
+        ("/é.jpg", "/e\u0301.jpg"),
+        ("/ß.jpg", "/ss.jpg"),
+        ("/a%20b.jpg", "/a b.jpg"),
+        ("/\N{DIGIT ONE}.jpg", "/\N{SUPERSCRIPT ONE}.jpg"),
+        ("/\N{PILE OF POO}.jpg", "/\N{CAT FACE}.jpg"),
+    ],
+)
+async def test_paths_that_databases_like_to_confuse_are_two_photos(
+    catalog: Catalog, one: str, other: str
+) -> None:
+    collection = await _ensure(catalog)
+    await _index(catalog, collection, [one, other], [CAT])
+    assert [image.path for image in await _images(catalog, collection)] == [one, other]
+    known = await catalog.images_by_key(collection.id, [path_key(one), path_key(other)])
+    assert {image.path for image in known.values()} == {one, other}
+
+
+async def test_a_path_as_long_as_a_file_system_allows_is_kept(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    path = "/" + "ü/" * 1300 + 'photo\'s "name"; -- %_\\.jpg'
+    await _index(catalog, collection, [path], [CAT])
+    found = await catalog.indexed_image([path_key(path)])
+    assert found is not None
+    assert found.path == path
+
+
+@settings(deadline=None)
+@given(one=st.text(), other=st.text())
+def test_only_equal_paths_have_equal_keys(one: str, other: str) -> None:
+    one, other = (text.encode("utf-8", "replace").decode() for text in (one, other))
+    assert (path_key(one) == path_key(other)) == (one == other)
+    assert len(path_key(one)) == 64
+
+
+def test_a_path_that_is_not_utf_8_has_a_key_of_its_bytes() -> None:
+    latin = os.fsdecode(b"/caf\xe9.jpg")
+    assert path_key(latin) != path_key("/café.jpg")
+    assert len(path_key(latin)) == 64
+
+
+async def test_a_path_that_is_not_utf_8_is_kept_escaped_under_the_key_of_its_bytes(
+    catalog: Catalog,
+) -> None:
+    collection = await _ensure(catalog)
+    latin = os.fsdecode(b"/caf\xe9.jpg")
+    shown = "/caf\\xe9.jpg"
+    new = NewImage(shown, path_key(latin), "", 1, 1, error="rename it")
+    [stored] = await catalog.begin_images(collection.id, [new])
+    await catalog.finish_images([], {stored.id: "rename it"})
+    [image] = (await catalog.images_by_key(collection.id, [path_key(latin)])).values()
+    assert (image.path, image.state) == (shown, "failed")
+
+
+async def test_a_photo_that_cannot_be_stored_takes_the_whole_batch_with_it(
+    catalog: Catalog,
+) -> None:
+    collection = await _ensure(catalog)
+    surrogate = os.fsdecode(b"/\xff.jpg")
+    with pytest.raises(UnicodeEncodeError):
+        await catalog.begin_images(collection.id, [_new("/good"), _new(surrogate)])
+    assert await _images(catalog, collection) == []
+    await _index(catalog, collection, ["/good"], [CAT])
+    assert await catalog.count_images(collection.id) == 1
+
+
+# Loads
+
+
+async def test_a_load_runs_until_it_is_ended(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    first = await catalog.begin_load(collection.id, "/photos/é", prune=False)
+    second = await catalog.begin_load(collection.id, "/more", prune=True)
+    rows = await catalog.running_loads()
+    assert [(row.id, row.root, row.prune, row.state) for row in rows] == [
+        (first, "/photos/é", False, "running"),
+        (second, "/more", True, "running"),
+    ]
+    assert rows[0].collection_id == collection.id
+    await catalog.end_load(first, "done", {"total": 3, "indexed": 3})
+    assert [row.id for row in await catalog.running_loads()] == [second]
+    await catalog.end_load(second, "failed", {}, "the disk is full")
+    assert await catalog.running_loads() == []
+
+
+async def test_how_a_load_ended_is_kept(tmp_path: Path) -> None:
+    catalog = await Catalog.open(tmp_path)
+    collection = await _ensure(catalog)
+    load = await catalog.begin_load(collection.id, "/", prune=False)
+    await catalog.end_load(load, "failed", {"total": 3}, "the disk is full")
+    await catalog.close()
+    with sqlite3.connect(tmp_path / "catalog.db") as database:
+        [row] = database.execute("SELECT state, counts, error, finished_at FROM loads").fetchall()
+    database.close()
+    assert row[:3] == ("failed", '{"total": 3}', "the disk is full")
+    assert row[3]
+
+
+# Many at once
+
+
+async def test_many_writers_at_once_lose_nothing(catalog: Catalog) -> None:
+    collections = await asyncio.gather(*(_ensure(catalog, f"c{i % 3}") for i in range(30)))
+    assert len({collection.id for collection in collections}) == 3
+
+    async def write(number: int) -> list[int]:
+        paths = [f"/{number}/{i}" for i in range(5)]
+        return await _index(catalog, collections[number], paths, [CAT, DOG])
+
+    ids = [image_id for part in await asyncio.gather(*map(write, range(30))) for image_id in part]
+    assert len(set(ids)) == 150
+    for collection in collections[:3]:
+        assert await catalog.count_images(collection.id) == 50
+        assert len(await catalog.object_ids(collection.id)) == 100
+
+
+async def test_many_writers_of_one_photo_leave_one_photo(catalog: Catalog) -> None:
+    collection = await _ensure(catalog)
+    ids = await asyncio.gather(*(_index(catalog, collection, ["/a"], [CAT]) for _ in range(20)))
+    assert len({image_id for [image_id] in ids}) == 1
+    assert await catalog.count_images(collection.id) == 1
+    assert len(await catalog.object_ids(collection.id)) == 1
+
+
+async def test_readers_go_on_while_a_write_is_under_way_and_see_nothing_of_it(
+    catalog: Catalog, tmp_path: Path
+) -> None:
+    collection = await _ensure(catalog)
+    await _index(catalog, collection, ["/a"], [CAT])
+    writer = sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)
+    try:
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("UPDATE images SET state = 'deleting'")
+        assert await catalog.count_images(collection.id) == 1
+        assert await catalog.indexed_image([path_key("/a")]) is not None
+        waiting = asyncio.ensure_future(catalog.begin_load(collection.id, "/", prune=False))
+        assert await catalog.running_loads() == []
+        writer.execute("COMMIT")
+        await waiting
+    finally:
+        writer.close()
+    assert await catalog.count_images(collection.id) == 0
+    assert len(await catalog.running_loads()) == 1
+
+
+# Files, restarts and crashes
+
+
+async def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
+    catalog = await Catalog.open(tmp_path)
+    collection = await _ensure(catalog)
+    ids = await _index(catalog, collection, ["/a", "/b"], [CAT, DOG])
+    objects = await catalog.object_ids(collection.id)
+    load = await catalog.begin_load(collection.id, "/", prune=True)
+    await catalog.close()
+    catalog = await Catalog.open(tmp_path)
+    try:
+        assert await catalog.collection("photos") == collection
+        assert [image.id for image in await _images(catalog, collection)] == ids
+        assert await catalog.object_ids(collection.id) == objects
+        assert [row.id for row in await catalog.running_loads()] == [load]
+    finally:
+        await catalog.close()
+
+
+async def test_what_was_not_finished_is_still_pending_or_deleting_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    catalog = await Catalog.open(tmp_path)
+    collection, dropping = await _ensure(catalog), await _ensure(catalog, "dropping")
+    [indexed, deleting] = await _index(catalog, collection, ["/indexed", "/deleting"], [CAT])
+    [pending] = await catalog.begin_images(collection.id, [_new("/pending")])
+    await catalog.begin_delete_images([deleting])
+    await catalog.begin_drop(dropping.id)
+    await catalog.close()
+    catalog = await Catalog.open(tmp_path)
+    try:
+        states = {image.id: image.state for image in await _images(catalog, collection)}
+        assert states == {indexed: "indexed", deleting: "deleting", pending.id: "pending"}
+        assert [row.id for row in await catalog.collections("deleting")] == [dropping.id]
+        await catalog.finish_delete_images([pending.id, deleting])
+        await catalog.finish_drop(dropping.id)
+        assert [image.id for image in await _images(catalog, collection)] == [indexed]
+        assert await catalog.collections("deleting") == []
+    finally:
+        await catalog.close()
+
+
+async def test_what_was_committed_survives_without_closing(tmp_path: Path) -> None:
+    catalog = await Catalog.open(tmp_path)
+    collection = await _ensure(catalog)
+    await _index(catalog, collection, ["/a"], [CAT])
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in tmp_path.glob("catalog.db*"):  # as a crash would leave them, the log unmerged
+        (copy / file.name).write_bytes(file.read_bytes())
+    await catalog.close()
+    survivor = await Catalog.open(copy)
+    try:
+        assert await survivor.count_images(collection.id) == 1
+    finally:
+        await survivor.close()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"this is no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 8000],
+    ids=["text", "header"],
+)
+async def test_a_damaged_file_is_refused_by_its_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "catalog.db").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"catalog\.db cannot be opened: \S+"):
+        await Catalog.open(tmp_path)
+
+
+async def test_a_file_that_cannot_be_opened_is_refused_by_its_name(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    (tmp_path / "catalog.db").mkdir()
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(ConfigurationError, match=r"catalog\.db cannot be opened: \S+"):
+            await Catalog.open(folder)
+    # The driver's thread ends after its error, and must find the event loop still open.
+    for thread in set(threading.enumerate()) - before:
+        if not thread.name.startswith("asyncio"):  # a pool's own would be joined by itself
+            await asyncio.to_thread(thread.join)
+
+
+async def test_an_acknowledged_write_is_on_the_disk_not_in_a_buffer(
+    catalog: Catalog, tmp_path: Path
+) -> None:
+    await _ensure(catalog)
+    async with catalog._read() as connection:
+        mode = (await connection.exec_driver_sql("PRAGMA journal_mode")).scalar_one()
+        synchronous = (await connection.exec_driver_sql("PRAGMA synchronous")).scalar_one()
+        foreign_keys = (await connection.exec_driver_sql("PRAGMA foreign_keys")).scalar_one()
+    assert (mode, synchronous, foreign_keys) == ("wal", 2, 1)

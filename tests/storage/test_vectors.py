@@ -1,0 +1,315 @@
+"""Milvus Lite, really: the process, the file, and what it answers."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from numpy.typing import NDArray
+
+from backend.errors import ConfigurationError, Unavailable
+from backend.storage.vectors import MAX_HITS, MilvusLite, ObjectVector
+
+DIMENSION = 8
+STORE = "photos_1"
+
+
+# Its process takes a second to start: the tests share one, one after the other.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the shared database."""
+    return tmp_path_factory.mktemp("vectors")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def vectors(folder: Path) -> AsyncIterator[MilvusLite]:
+    """The shared database."""
+    opened = await MilvusLite.open(folder)
+    yield opened
+    await opened.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def store(vectors: MilvusLite) -> str:
+    """An empty collection; emptied, not made anew, since making one takes half a second."""
+    await vectors.create(STORE, DIMENSION)
+    await vectors._client.delete(STORE, filter="id >= 0")
+    return STORE
+
+
+def _unit(count: int, seed: int = 0, dimension: int = DIMENSION) -> NDArray[np.float32]:
+    values = np.random.default_rng(seed).normal(size=(count, dimension))
+    unit: NDArray[np.float32] = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(
+        np.float32
+    )
+    return unit
+
+
+def _rows(
+    units: NDArray[np.float32], *, first: int = 1, per_image: int = 2, label: str = "cat"
+) -> list[ObjectVector]:
+    return [
+        ObjectVector(first + index, 100 + (first + index) // per_image, label, 0.5, unit)
+        for index, unit in enumerate(units)
+    ]
+
+
+async def _found(
+    vectors: MilvusLite, store: str, unit: NDArray[np.float32], limit: int = 10
+) -> list[int]:
+    [hits] = await vectors.search(store, unit[np.newaxis], limit)
+    return [hit.object_id for hit in hits]
+
+
+async def test_the_nearest_rows_come_first_with_their_squared_distances(
+    vectors: MilvusLite,
+    store: str,
+) -> None:
+    units, queries = _unit(300), _unit(5, seed=1)
+    rows = _rows(units)
+    await vectors.upsert(store, rows)
+    answers = await vectors.search(store, queries, 20)
+    assert len(answers) == 5
+    for query, hits in zip(queries, answers, strict=True):
+        distances = ((units.astype(np.float64) - query) ** 2).sum(axis=1)
+        nearest = np.argsort(distances)[:20]
+        assert [hit.object_id for hit in hits] == [rows[index].id for index in nearest]
+        assert [hit.image_id for hit in hits] == [rows[index].image_id for index in nearest]
+        np.testing.assert_allclose([hit.distance for hit in hits], distances[nearest], atol=1e-5)
+
+
+async def test_the_same_vector_is_at_distance_0_and_its_opposite_at_4(
+    vectors: MilvusLite, store: str
+) -> None:
+    [unit] = _unit(1)
+    await vectors.upsert(store, _rows(np.stack([unit, -unit])))
+    [hits] = await vectors.search(store, unit[np.newaxis], 10)
+    assert [hit.object_id for hit in hits] == [1, 2]
+    np.testing.assert_allclose([hit.distance for hit in hits], [0, 4], atol=1e-5)
+
+
+async def test_a_collection_may_be_made_again_and_keeps_its_rows(
+    vectors: MilvusLite, store: str
+) -> None:
+    await vectors.upsert(store, _rows(_unit(3)))
+    await vectors.create(store, DIMENSION)
+    assert await vectors.ids(store) == {1, 2, 3}
+
+
+async def test_rows_of_the_same_id_are_replaced(vectors: MilvusLite, store: str) -> None:
+    old, new = _unit(1), _unit(1, seed=9)
+    await vectors.upsert(store, [ObjectVector(7, 1, "cat", 0.5, old[0])])
+    await vectors.upsert(store, [ObjectVector(7, 2, "dog", 0.6, new[0])])
+    assert await vectors.ids(store) == {7}
+    [hits] = await vectors.search(store, new, 10)
+    assert [(hit.object_id, hit.image_id) for hit in hits] == [(7, 2)]
+    assert hits[0].distance == pytest.approx(0, abs=1e-5)
+
+
+async def test_what_is_written_is_found_and_what_is_deleted_is_not_at_once(
+    vectors: MilvusLite,
+    store: str,
+) -> None:
+    for index, unit in enumerate(_unit(20)):
+        row = ObjectVector(index + 1, index + 1, "cat", 0.5, unit)
+        await vectors.upsert(store, [row])
+        assert await _found(vectors, store, unit, 1) == [row.id]
+        if index % 2:
+            await vectors.delete_images(store, [row.image_id])
+            assert row.id not in await _found(vectors, store, unit)
+
+
+async def test_no_rows_to_write_and_no_images_to_delete_do_nothing(
+    vectors: MilvusLite, store: str
+) -> None:
+    await vectors.upsert(store, _rows(_unit(2)))
+    await vectors.upsert(store, [])
+    await vectors.delete_images(store, [])
+    assert await vectors.ids(store) == {1, 2}
+
+
+async def test_an_empty_collection_answers_every_query_with_nothing(
+    vectors: MilvusLite, store: str
+) -> None:
+    assert await vectors.search(store, _unit(3), 10) == [[], [], []]
+    assert await vectors.ids(store) == set()
+
+
+# Deleting
+
+
+async def test_all_rows_of_an_image_are_deleted_and_no_others(
+    vectors: MilvusLite, store: str
+) -> None:
+    rows = _rows(_unit(12), per_image=3)
+    await vectors.upsert(store, rows)
+    gone = {rows[0].image_id, rows[5].image_id}
+    await vectors.delete_images(store, sorted(gone))
+    assert await vectors.ids(store) == {row.id for row in rows if row.image_id not in gone}
+
+
+async def test_objects_to_keep_survive_the_deletion_of_their_images(
+    vectors: MilvusLite, store: str
+) -> None:
+    rows = [ObjectVector(i, 1 + i % 2, "cat", 0.5, unit) for i, unit in enumerate(_unit(10), 1)]
+    await vectors.upsert(store, rows)
+    await vectors.delete_images(store, [1], keep=[2, 4, 5, 999])
+    assert await vectors.ids(store) == {1, 3, 5, 7, 9} | {2, 4}
+
+
+async def test_deleting_is_repeatable_and_takes_images_that_are_not_there(
+    vectors: MilvusLite,
+    store: str,
+) -> None:
+    rows = _rows(_unit(4), per_image=1)
+    await vectors.upsert(store, rows)
+    for _ in range(2):
+        await vectors.delete_images(store, [rows[0].image_id, 424_242])
+    assert await vectors.ids(store) == {2, 3, 4}
+
+
+async def test_more_images_than_one_request_names_are_deleted(
+    vectors: MilvusLite, store: str
+) -> None:
+    rows = [ObjectVector(i, i, "cat", 0.5, unit) for i, unit in enumerate(_unit(2500), 1)]
+    await vectors.upsert(store, rows)
+    keep = list(range(2, 2500, 2))
+    await vectors.delete_images(store, list(range(1, 2500)), keep=keep)
+    assert await vectors.ids(store) == {*keep, 2500}
+
+
+# Many rows
+
+
+async def test_ids_are_complete_over_gaps_and_beyond_what_one_query_returns(
+    vectors: MilvusLite,
+    store: str,
+) -> None:
+    [unit] = _unit(1)
+    everyone = {
+        1,
+        *range(MAX_HITS - 5, 2 * MAX_HITS + 5),  # more than one query returns, without a gap
+        12 * MAX_HITS - 1,  # after a gap of several ranges, on the edge of one
+        12 * MAX_HITS,
+        400_000,
+    }
+    await vectors.upsert(store, [ObjectVector(i, i, "cat", 0.5, unit) for i in sorted(everyone)])
+    assert await vectors.ids(store) == everyone
+    # The largest limit is answered in full.
+    [hits] = await vectors.search(store, unit[np.newaxis], MAX_HITS)
+    assert len({hit.object_id for hit in hits}) == MAX_HITS
+
+
+# Labels
+
+
+@pytest.mark.parametrize("label", ["é" * 200, "漢" * 200, "\N{CAT FACE}" * 200, "a'\"\\;]", ""])
+async def test_any_label_that_the_catalog_takes_is_taken(
+    vectors: MilvusLite, store: str, label: str
+) -> None:
+    unit = _unit(1)
+    await vectors.upsert(store, _rows(unit, label=label))
+    assert await _found(vectors, store, unit[0]) == [1]
+    stored = await vectors._client.query(store, filter="id >= 0", output_fields=["label"])
+    assert [row["label"] for row in stored] == [label]
+
+
+# Collections
+
+
+async def test_a_drop_takes_one_collection_and_another_may_take_its_name(
+    vectors: MilvusLite, store: str
+) -> None:
+    await vectors.upsert(store, _rows(_unit(2)))
+    await vectors.create("dropped_2", 4)
+    await vectors.upsert("dropped_2", _rows(_unit(3, dimension=4)))
+    await vectors.drop("dropped_2")
+    assert await vectors.ids(store) == {1, 2}
+    await vectors.create("dropped_2", 16)
+    assert await vectors.ids("dropped_2") == set()
+    await vectors.upsert("dropped_2", _rows(_unit(1, dimension=16)))
+    assert await vectors.ids("dropped_2") == {1}
+    await vectors.drop("dropped_2")
+    await vectors.drop("dropped_2")
+
+
+async def test_dropping_what_was_never_made_is_fine(vectors: MilvusLite, store: str) -> None:
+    await vectors.upsert(store, _rows(_unit(1)))
+    await vectors.drop("never_made")
+    assert await vectors.ids(store) == {1}
+
+
+async def test_an_error_of_the_engine_is_told_without_its_details(vectors: MilvusLite) -> None:
+    with pytest.raises(Unavailable, match="restart the service, which loses nothing") as refused:
+        await vectors.search("never_made", _unit(1), 10)
+    assert "never_made" not in str(refused.value)
+
+
+# The file
+
+
+async def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
+    units = _unit(50)
+    first = await MilvusLite.open(tmp_path)
+    await first.create(STORE, DIMENSION)
+    await first.upsert(STORE, _rows(units))
+    await first.delete_images(STORE, [_rows(units)[0].image_id])
+    before = await _answers(first, units)
+    await first.close()
+    second = await MilvusLite.open(tmp_path)
+    try:
+        await second.create(STORE, DIMENSION)
+        assert await _answers(second, units) == before
+        await second.upsert(STORE, _rows(_unit(1, seed=3), first=51))
+        assert 51 in await second.ids(STORE)
+    finally:
+        await second.close()
+
+
+async def _answers(
+    vectors: MilvusLite, units: NDArray[np.float32]
+) -> tuple[set[int], Sequence[Sequence[int]]]:
+    answers = await vectors.search(STORE, units[:5], 10)
+    return await vectors.ids(STORE), [[hit.object_id for hit in hits] for hits in answers]
+
+
+async def test_a_second_process_is_refused_however_often_it_tries(
+    vectors: MilvusLite, store: str, folder: Path
+) -> None:
+    await vectors.upsert(store, _rows(_unit(2)))
+    script = """
+import asyncio, sys
+from pathlib import Path
+from backend.errors import ConfigurationError
+from backend.storage.vectors import MilvusLite
+try:
+    asyncio.run(MilvusLite.open(Path(sys.argv[1])))
+    print("opened")
+except ConfigurationError as error:
+    print(error)
+"""
+    for _ in range(2):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-W", "ignore", "-c", script, str(folder)),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await process.communicate()
+        assert "vectors.db: another process has it open" in output.decode()
+    assert await vectors.ids(store) == {1, 2}
+
+
+async def test_a_damaged_file_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "vectors.db").write_bytes(b"this is no database" * 500)
+    with pytest.raises(ConfigurationError, match=r"vectors\.db.*damaged"):
+        await MilvusLite.open(tmp_path)
+
+
+async def test_a_folder_that_does_not_exist_is_refused_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"missing/vectors\.db"):
+        await MilvusLite.open(tmp_path / "missing")

@@ -1,0 +1,230 @@
+"""Where a setting comes from, and what is said of a bad one."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from backend.errors import ConfigurationError
+from backend.settings import MAX_TOP_K, Settings
+
+SECRET = "hunter2-Geheim"
+
+
+def _refusal(**flags: Any) -> str:
+    with pytest.raises(ConfigurationError) as refused:
+        Settings.load(**flags)
+    return str(refused.value)
+
+
+# Where a value comes from
+
+
+def test_the_defaults_are_those_that_are_documented() -> None:
+    settings = Settings.load()
+    assert (settings.host, settings.port) == ("127.0.0.1", 5010)
+    assert settings.data_dir == Path("data")
+    assert settings.default_table == "milvus_obj_det"
+    assert (settings.top_k, settings.metric_type) == (10, "L2")
+    assert settings.whole_image == "fallback"
+    assert settings.data_path == Path()
+    assert settings.load_concurrency == 2 * (os.cpu_count() or 1)
+    for unset in ("detector_model", "embedder_model", "vector_dimension", "upload_path"):
+        assert getattr(settings, unset) is None
+    for engine in ("triton_url", "milvus_host", "mysql_host"):
+        assert getattr(settings, engine) is None
+    assert settings.model_repository.is_absolute()
+
+
+def test_the_environment_variable_is_the_name_in_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "6000")
+    monkeypatch.setenv("DEFAULT_TABLE", "holidays")
+    monkeypatch.setenv("UPLOAD_PATH", "/srv/uploads")
+    monkeypatch.setenv("URL_FETCH", "false")
+    settings = Settings.load()
+    assert (settings.port, settings.default_table) == (6000, "holidays")
+    assert settings.upload_path == Path("/srv/uploads")
+    assert settings.url_fetch is False
+
+
+def test_a_flag_comes_before_the_environment_and_that_before_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert Settings.load().top_k == 10
+    monkeypatch.setenv("TOP_K", "20")
+    assert Settings.load().top_k == 20
+    assert Settings.load(top_k="30").top_k == 30
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_an_empty_variable_counts_as_unset(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name.upper(), "")
+    assert Settings.load() == Settings()
+    monkeypatch.delenv(name.upper())
+    assert Settings.load() == Settings()
+
+
+def test_variables_of_others_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOP_KEK", "x")
+    monkeypatch.setenv("HOSTNAME", "elsewhere")
+    assert Settings.load() == Settings()
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = Settings.load()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.port = 1  # type: ignore[misc]
+
+
+# What is refused
+
+BAD_VALUES = [
+    ("PORT", "http", "integer"),
+    ("PORT", "-1", "greater than or equal to 0"),
+    ("PORT", "65536", "less than or equal to 65535"),
+    ("TOP_K", "0", "greater than or equal to 1"),
+    ("TOP_K", str(MAX_TOP_K + 1), f"less than or equal to {MAX_TOP_K}"),
+    ("TOP_K", "1.5", "integer"),
+    ("LOG_LEVEL", "LOUD", "'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
+    ("WHOLE_IMAGE", "sometimes", "'fallback', 'always' or 'never'"),
+    ("METRIC_TYPE", "IP", "'L2'"),
+    ("VECTOR_DIMENSION", "0", "greater than or equal to 1"),
+    ("VECTOR_DIMENSION", "many", "integer"),
+    ("DEFAULT_TABLE", "my photos", "letters of a-z, digits and _"),
+    ("DEFAULT_TABLE", "t" * 201, "at most 200 characters"),
+    ("MAX_PIXELS", "0", "greater than or equal to 1"),
+    ("MAX_FILE_BYTES", "1GB", "integer"),
+    ("MAX_UPLOAD_BYTES", "-5", "greater than or equal to 1"),
+    ("URL_FETCH", "maybe", "boolean"),
+    ("LOAD_CONCURRENCY", "0", "greater than or equal to 1"),
+    ("LOAD_CONCURRENCY", "1025", "less than or equal to 1024"),
+    ("MILVUS_PORT", "0", "greater than or equal to 1"),
+    ("MYSQL_PORT", "99999", "less than or equal to 65535"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), BAD_VALUES)
+def test_a_bad_variable_is_one_line_of_name_value_and_what_is_allowed(
+    name: str, value: str, allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    message = _refusal()
+    assert message.startswith(f"{name}={value}: ")
+    assert allowed in message
+    assert message.splitlines() == [message]
+    description = Settings.model_fields[name.lower()].description
+    assert description is not None
+    assert description in message
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), BAD_VALUES)
+def test_a_bad_flag_is_refused_as_a_bad_variable_is(name: str, value: str, allowed: str) -> None:
+    message = _refusal(**{name.lower(): value})
+    assert message.startswith(f"{name}={value}: ")
+    assert allowed in message
+
+
+@pytest.mark.parametrize(
+    ("name", "edges"),
+    [
+        ("port", (0, 65535)),
+        ("top_k", (1, MAX_TOP_K)),
+        ("load_concurrency", (1, 1024)),
+        ("milvus_port", (1, 65535)),
+        ("mysql_port", (1, 65535)),
+    ],
+)
+def test_values_at_the_limits_are_taken(name: str, edges: tuple[int, int]) -> None:
+    for edge in edges:
+        assert getattr(Settings.load(**{name: str(edge)}), name) == edge
+
+
+def test_every_bad_setting_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "x")
+    monkeypatch.setenv("TOP_K", "y")
+    message = _refusal(whole_image="z")
+    for expected in ("PORT=x", "TOP_K=y", "WHOLE_IMAGE=z"):
+        assert expected in message
+    assert message.splitlines() == [message]
+
+
+@pytest.mark.parametrize("value", ["50\n10", "50\r\nerror: all is well"])
+def test_a_bad_value_with_a_line_break_still_makes_one_line(value: str) -> None:
+    message = _refusal(port=value)
+    assert message.splitlines() == [message]
+
+
+@pytest.mark.parametrize("name", ["TRITON_URL", "MILVUS_HOST", "MYSQL_HOST"])
+def test_an_engine_that_is_not_built_yet_is_refused_not_ignored(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MYSQL_PWD", SECRET)
+    monkeypatch.setenv(name, "server.example")
+    message = _refusal()
+    assert message == (
+        f"{name} is set, but this version runs the embedded engines only: unset {name}"
+    )
+
+
+# The password
+
+
+def test_the_password_is_read_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MYSQL_PWD", SECRET)
+    settings = Settings.load()
+    assert settings.mysql_pwd.get_secret_value() == SECRET
+    for shown in (repr(settings), str(settings), settings.model_dump_json()):
+        assert SECRET not in shown
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _, _ in BAD_VALUES}))
+def test_no_error_shows_the_password(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MYSQL_PWD", SECRET)
+    monkeypatch.setenv(name, "-")
+    assert SECRET not in _refusal()
+
+
+def test_a_password_that_is_refused_itself_is_not_shown() -> None:
+    message = _refusal(mysql_pwd=[SECRET])
+    assert message.startswith("MYSQL_PWD: ")
+    assert SECRET not in message
+
+
+# What follows from others
+
+
+@pytest.mark.parametrize(
+    ("host", "url_fetch", "allowed"),
+    [
+        ("127.0.0.1", None, True),
+        ("::1", None, True),
+        ("localhost", None, True),
+        ("0.0.0.0", None, False),
+        ("::", None, False),
+        ("192.168.1.5", None, False),
+        ("127.0.0.1.example.org", None, False),
+        ("127.0.0.1", "false", False),
+        ("0.0.0.0", "true", True),
+    ],
+)
+def test_urls_are_fetched_only_for_this_machine_unless_it_is_said(
+    host: str, url_fetch: str | None, allowed: bool
+) -> None:
+    flags = {"host": host} | ({} if url_fetch is None else {"url_fetch": url_fetch})
+    assert Settings.load(**flags).may_fetch_urls is allowed
+
+
+def test_uploads_lie_in_the_data_folder_unless_it_is_said(tmp_path: Path) -> None:
+    assert Settings.load(data_dir=tmp_path).uploads == tmp_path / "uploads"
+    assert Settings.load(data_dir=tmp_path, upload_path="/srv/up").uploads == Path("/srv/up")
+    assert Settings.load().uploads == Path.cwd() / "data" / "uploads"
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_every_setting_says_what_it_is(name: str) -> None:
+    description = Settings.model_fields[name].description
+    assert description
+    assert re.fullmatch(r"[^\n]{10,120}", description)

@@ -6,8 +6,10 @@ Exit codes: 0 done, 1 it ran and something is wrong, 2 the command or a setting 
 import argparse
 import asyncio
 import json
+import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -27,6 +29,7 @@ _log = structlog.get_logger("backend")
 
 _SHUTDOWN_SECONDS: Final = 2.0
 """Requests in flight get this long; with the loads' last commit a stop stays under 5 s."""
+_FORCED_STOP_SECONDS: Final = 4.0
 _EXAMPLE_PHOTO: Final = "/path/to/a/photo.jpg"
 
 
@@ -34,12 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     options = vars(_parser().parse_args(arguments))
     run: Callable[[Settings, dict[str, Any]], Awaitable[int]] = options.pop("run")
+    stopped_code: int = options.pop("stopped_code")
     values = {name: options.pop(name) for name in Settings.model_fields}
-    flags = {name: value for name, value in values.items() if value is not None}
+    # An empty flag counts as unset, as an empty variable does.
+    flags = {name: value for name, value in values.items() if value}
     try:
         settings = Settings.load(**flags)
         configure_logging(settings.log_level)
-        return asyncio.run(_until_stopped(run(settings, options)))
+        return asyncio.run(_until_stopped(run(settings, options), stopped_code))
     except ConfigurationError as error:
         stderr.print(f"error: {error}", markup=False, soft_wrap=True)
         return 2
@@ -56,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     serve = _command(commands, "serve", _serve, "run the HTTP service")
+    serve.set_defaults(stopped_code=0)  # it ends in no other way
     serve.add_argument("--load", metavar="FOLDER", help="load this folder once it runs")
     load = _command(commands, "load", _load, "load a folder of photos while no service runs")
     load.add_argument("folder", help="folder on this machine, read recursively")
@@ -64,7 +70,10 @@ def _parser() -> argparse.ArgumentParser:
         "--prune", action="store_true", help="also remove photos that are gone from the folder"
     )
     check = _command(
-        commands, "check", _check, "compare catalog, vectors and disk while no service runs"
+        commands,
+        "check",
+        _check,
+        "undo what a crash has left, and compare catalog, vectors and disk, while no service runs",
     )
     check.add_argument("--json", action="store_true", help="print JSON to standard output")
     return parser
@@ -79,7 +88,7 @@ def _command(
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=description, description=description.capitalize() + ".", allow_abbrev=False
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, stopped_code=1)
     group = command.add_argument_group(
         "settings", "Each comes from its flag, else from the environment variable in brackets."
     )
@@ -97,8 +106,12 @@ def _command(
     return command
 
 
-async def _until_stopped(command: Awaitable[int]) -> int:
-    """Runs a command; SIGINT and SIGTERM cancel it, so that it ends by its own clean-up."""
+async def _until_stopped(command: Awaitable[int], stopped_code: int) -> int:
+    """Runs a command; SIGINT and SIGTERM cancel it, so that it ends by its own clean-up.
+
+    Where that takes longer than it may (an engine hangs, a thread decodes a huge photo), the
+    process ends all the same: what is in flight is undone at the next start, as after a crash.
+    """
     task = asyncio.ensure_future(command)
     loop = asyncio.get_running_loop()
     stopped = False
@@ -108,6 +121,9 @@ async def _until_stopped(command: Awaitable[int]) -> int:
         if not stopped:  # a second Ctrl-C must not break into the clean-up
             stopped = True
             _log.info("stopping", signal=number.name)
+            force = threading.Timer(_FORCED_STOP_SECONDS, _force_stop, [stopped_code])
+            force.daemon = True
+            force.start()
             task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -117,10 +133,15 @@ async def _until_stopped(command: Awaitable[int]) -> int:
     except asyncio.CancelledError:
         if not stopped:
             raise
-        return 0
+        return stopped_code
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+def _force_stop(code: int) -> None:
+    _log.warning("stop.forced", after_seconds=_FORCED_STOP_SECONDS)
+    os._exit(code)
 
 
 async def _serve(settings: Settings, options: dict[str, Any]) -> int:
@@ -128,6 +149,7 @@ async def _serve(settings: Settings, options: dict[str, Any]) -> int:
     runner = web.AppRunner(
         app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_SECONDS
     )
+    ready = False
     try:
         await runner.setup()
         site = web.TCPSite(runner, settings.host, settings.port)
@@ -139,13 +161,15 @@ async def _serve(settings: Settings, options: dict[str, Any]) -> int:
                 " choose another HOST or PORT"
             ) from None
         url = _url(settings.host, runner.addresses[0][1])
+        ready = True
         _log.info("server.ready", url=url)
         if options["load"]:
             await _load_while_serving(app, settings, options["load"], url)
         await asyncio.Event().wait()
     finally:
         await runner.cleanup()
-        _log.info("server.stopped")
+        if ready:
+            _log.info("server.stopped")
     return 0
 
 

@@ -59,7 +59,10 @@ class PhotoAnalyzer:
         self._whole_image = whole_image
         self._max_pixels = max_pixels
         # OpenCV drops the GIL: a thread a core keeps every core busy.
-        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="vision")
+        cores = os.cpu_count() or 1
+        self._threads = ThreadPoolExecutor(cores, thread_name_prefix="vision")
+        # Photos whose pixels are in memory: one for each core, and one more to be ready next.
+        self._decoded = asyncio.Semaphore(cores + 1)
 
     async def analyze(self, data: bytes) -> AnalyzedPhoto:
         """Objects and embeddings of an encoded photo.
@@ -68,13 +71,16 @@ class PhotoAnalyzer:
             InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`.
         """
         loop = asyncio.get_running_loop()
-        photo, square, placement = await loop.run_in_executor(self._threads, self._prepare, data)
-        [candidates] = await self.detector.detect(square[np.newaxis])
-        objects, crops = await loop.run_in_executor(
-            self._threads, self._cut, photo, candidates, placement
-        )
-        height, width = photo.shape[:2]
-        del photo, square  # a large photo's pixels need not wait for the embedder's turn
+        async with self._decoded:
+            photo, square, placement = await loop.run_in_executor(
+                self._threads, self._prepare, data
+            )
+            [candidates] = await self.detector.detect(square[np.newaxis])
+            objects, crops = await loop.run_in_executor(
+                self._threads, self._cut, photo, candidates, placement
+            )
+            height, width = photo.shape[:2]
+            del photo, square  # a large photo's pixels need not wait for the embedder's turn
         return AnalyzedPhoto(width, height, objects, await self.embedder.embed(crops))
 
     def check_collection(self, collection: Collection) -> None:

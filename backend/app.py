@@ -4,7 +4,6 @@ The one module that knows everyone.
 """
 
 import asyncio
-import fcntl
 import importlib.metadata
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -19,6 +18,7 @@ from aiohttp import web
 from backend.analysis import PhotoAnalyzer
 from backend.errors import ConfigurationError
 from backend.fetching import PhotoFetcher
+from backend.files import lock_file
 from backend.http import compat, docs, middlewares
 from backend.http.services import CATALOG, FETCHER, INDEXER, SEARCHER, SETTINGS
 from backend.indexing import Indexer
@@ -56,8 +56,11 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     """
     # Photos already run side by side; OpenCV splitting each over the cores would only add waits.
     cv2.setNumThreads(1)
+    # A damaged photo is reported by us, with its name; OpenCV would print lines of its own.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     async with AsyncExitStack() as stack:
         stack.enter_context(_locked(settings.data_dir))
+        _check_uploads(settings.uploads)
         models = OnnxServer(settings.model_repository)
         stack.push_async_callback(models.close)
         detector_name, embedder_name = default_pair(settings.model_repository)
@@ -99,7 +102,10 @@ def create_app(settings: Settings) -> web.Application:
     app.cleanup_ctx.append(_run_services)
     app.on_shutdown.append(_stop_loads)
     for operation in compat.OPERATIONS:
-        app.router.add_route(operation.method, operation.path, operation.handler)
+        if operation.method == "GET":
+            app.router.add_get(operation.path, operation.handler)  # HEAD as well
+        else:
+            app.router.add_route(operation.method, operation.path, operation.handler)
     version = importlib.metadata.version(_DISTRIBUTION)
     docs.add_documentation(app, compat.OPERATIONS, version)
     return app
@@ -140,20 +146,24 @@ def _locked(data_dir: Path) -> Iterator[None]:
     """Keeps a second process out of the data folder for as long as this one has it open."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = lock_file(data_dir / "lock")
+    except BlockingIOError as owner:
+        raise ConfigurationError(
+            f"DATA_DIR={data_dir} is in use by process {owner}: stop it, or load through it with"
+            " POST /img/load"
+        ) from None
     except OSError as error:
         raise ConfigurationError(f"DATA_DIR={data_dir}: {error.strerror}") from None
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(descriptor, 32).decode("ascii", "replace").strip()
-            raise ConfigurationError(
-                f"DATA_DIR={data_dir} is in use by process {owner or 'unknown'}: stop it, or load"
-                " through it with POST /img/load"
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def _check_uploads(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"UPLOAD_PATH={folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"UPLOAD_PATH={folder}: it cannot be written to")

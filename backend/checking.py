@@ -1,4 +1,4 @@
-"""Compares the catalog with the vector store and with the disk. Changes nothing."""
+"""Compares the catalog with the vector store and with the disk; changes neither."""
 
 import asyncio
 import os

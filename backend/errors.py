@@ -10,7 +10,7 @@
     ├── TooLarge                 413  more bytes or pixels than allowed
     ├── UnsupportedFormat        415  an image, but of a format that is not read
     ├── BadGateway               502  a server that the caller pointed to misbehaved
-    └── Unavailable              503  not now: stopping
+    └── Unavailable              503  not now: stopping, or an engine does not answer
     ConfigurationError           settings or models that cannot work; never over HTTP, exit code 2
 
 Messages are sentences for the caller: what was wrong, with which value, and what to do next.
@@ -91,7 +91,7 @@ class BadGateway(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """The service is stopping; the same request works after a restart."""
+    """The service is stopping, or an engine does not answer; try the same request again."""
 
     status = 503
 

@@ -39,9 +39,10 @@ class PhotoFetcher:
             )
         try:
             target = yarl.URL(url)
-        except ValueError:
-            target = yarl.URL()
-        if target.scheme not in ("http", "https") or not target.host:
+            usable = target.scheme in ("http", "https") and bool(target.host)
+        except ValueError:  # also of a host's name that IDNA does not allow
+            usable = False
+        if not usable:
             raise InvalidInput(f"{url!r} is no http:// or https:// address of a photo")
         try:
             async with self._session.get(target, max_redirects=_MAX_REDIRECTS) as response:
@@ -60,7 +61,7 @@ class PhotoFetcher:
             raise BadGateway(f"{url} did not answer in {_TIMEOUT.total:.0f} s") from None
         except aiohttp.TooManyRedirects:
             raise BadGateway(f"{url} redirects more than {_MAX_REDIRECTS} times") from None
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, UnicodeError) as error:  # a host's name that is none
             raise BadGateway(f"{url} cannot be fetched: {error}") from None
 
     async def close(self) -> None:

@@ -27,12 +27,14 @@ from backend.errors import (
     TooLarge,
     Unavailable,
 )
+from backend.files import open_regular_file
 from backend.names import check_collection_name
 from backend.scanning import FolderScan, FoundPhoto, scan_folder
 from backend.settings import Settings
 from backend.storage.catalog import (
     Catalog,
     Collection,
+    CollectionState,
     Image,
     LoadRow,
     LoadState,
@@ -94,6 +96,7 @@ class Load:
     collection: Collection
     root: str
     prune: bool
+    photos: Sequence[FoundPhoto]
     counts: LoadCounts
     failures: list[Failure] = field(default_factory=list)
     state: LoadState = "running"
@@ -132,7 +135,7 @@ class Indexer:
         self._catalog = catalog
         self._vectors = vectors
         self._analyzer = analyzer
-        self._uploads = UploadFolder(settings.uploads)
+        self._uploads = UploadFolder(settings.uploads, catalog.identity)
         self._files = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="files")
         self._starting = asyncio.Lock()  # one load at a time is looked up and registered
         self._turn = asyncio.Lock()  # one load at a time runs: the networks are the work
@@ -149,7 +152,8 @@ class Indexer:
     async def start_load(self, folder: str, name: str, *, prune: bool = False) -> Load:
         """Starts loading a folder; returns once its photos are counted and the load runs.
 
-        A folder that is being loaded into the same collection already is joined.
+        A folder that is being loaded into the same collection already, with the very photos that
+        are in it now, is joined.
 
         Args:
             folder: absolute, or relative to DATA_PATH.
@@ -175,7 +179,8 @@ class Indexer:
             if self._stopping:
                 raise Unavailable("the service is stopping; load the folder after its restart")
             for load in self._active:
-                if (load.collection.name, load.root, load.prune) == (name, scan.root, prune):
+                same = (load.collection.name, load.root, load.prune) == (name, scan.root, prune)
+                if same and load.photos == scan.photos:
                     return load
             collection = await self._ensure_collection(name)
             load_id = (
@@ -184,7 +189,7 @@ class Indexer:
                 else await self._catalog.begin_load(collection.id, scan.root, prune=prune)
             )
             counts = LoadCounts(total=len(scan.photos), passed_over=scan.passed_over)
-            load = Load(load_id, collection, scan.root, prune, counts)
+            load = Load(load_id, collection, scan.root, prune, scan.photos, counts)
             if not self._active:
                 self._shown = []
             self._active.append(load)
@@ -213,7 +218,7 @@ class Indexer:
                 log.info("load.started", root=load.root, photos=load.counts.total)
                 for folder, reason in scan.unreadable.items():
                     log.warning("load.folder_unreadable", folder=folder, reason=reason)
-                await self._index(load, scan.photos)
+                await self._index(load)
                 if load.prune:
                     await self._prune(load, scan)
             load.state = "done"
@@ -238,20 +243,23 @@ class Indexer:
             ) from cause
         finally:
             self._active.remove(load)
+            if load.state in ("failed", "cancelled"):
+                # Whoever polls until current = total would poll for ever.
+                self._shown.remove(load)
             if load.state != "running":
                 await self._finish(
                     self._catalog.end_load(load.id, load.state, asdict(load.counts), error)
                 )
                 log.info(f"load.{load.state}", **asdict(load.counts))
 
-    async def _index(self, load: Load, photos: Sequence[FoundPhoto]) -> None:
+    async def _index(self, load: Load) -> None:
         concurrency = self._settings.load_concurrency
         found: asyncio.Queue[tuple[FoundPhoto, Image | None] | None] = asyncio.Queue(concurrency)
         ready: asyncio.Queue[_Outcome | TouchedImage | None] = asyncio.Queue(concurrency)
 
         async def feed() -> None:
-            for start in range(0, len(photos), _LOOKUP_CHUNK):
-                chunk = photos[start : start + _LOOKUP_CHUNK]
+            for start in range(0, len(load.photos), _LOOKUP_CHUNK):
+                chunk = load.photos[start : start + _LOOKUP_CHUNK]
                 keys = [path_key(photo.path) for photo in chunk]
                 known = await self._catalog.images_by_key(load.collection.id, keys)
                 for photo, key in zip(chunk, keys, strict=True):
@@ -331,7 +339,7 @@ class Indexer:
 
     def _read(self, photo: FoundPhoto) -> tuple[bytes, str]:
         limit = self._settings.max_file_bytes
-        with open(photo.path, "rb") as file:
+        with open_regular_file(photo.path) as file:
             # One byte past the limit tells a file that has grown since it was listed.
             data = file.read(limit + 1)
         if len(data) > limit:
@@ -364,17 +372,22 @@ class Indexer:
         below = os.path.join(load.root, "")
         # What lies in a folder that could not be listed may well still be there.
         unknown = tuple(os.path.join(folder, "") for folder in scan.unreadable)
+
+        def gone(images: Sequence[Image]) -> list[int]:
+            # A photo that the scan passes over, in a hidden folder say, is there all the same.
+            return [image.id for image in images if not os.path.lexists(image.path)]
+
         async for page in self._catalog.images(load.collection.id, ["indexed", "failed"]):
-            gone = [
-                image.id
+            unseen = [
+                image
                 for image in page
                 if image.path.startswith(below)
                 and not image.path.startswith(unknown)
                 and image.path_key not in present
             ]
-            if gone:
-                await self._finish(self._delete(load.collection, gone))
-                load.counts.removed += len(gone)
+            if image_ids := await self._in_file_thread(gone, unseen):
+                await self._finish(self._delete(load.collection, image_ids))
+                load.counts.removed += len(image_ids)
 
     # Single photos and whole collections
 
@@ -413,7 +426,11 @@ class Indexer:
         key = outcome.image.path_key
         async with self._keeping:
             known = (await self._catalog.images_by_key(collection.id, [key])).get(key)
-            if known is not None and known.state == "indexed":
+            if (
+                known is not None
+                and known.state == "indexed"
+                and await self._in_file_thread(path.exists)
+            ):
                 return known.id
             await self._in_file_thread(self._uploads.write, path, data)
             try:
@@ -439,13 +456,16 @@ class Indexer:
         return True
 
     async def _drop(self, collection: Collection) -> None:
-        async with self._writing:
+        async with self._keeping, self._writing:  # in the order in which an upload takes them
             await self._catalog.begin_drop(collection.id)
             await self._vectors.drop(collection.store)
             await self._in_file_thread(self._uploads.remove_collection, collection.id)
             await self._catalog.finish_drop(collection.id)
 
     async def _ensure_collection(self, name: str) -> Collection:
+        return await self._finish(self._make_collection(name))
+
+    async def _make_collection(self, name: str) -> Collection:
         embedder = self._analyzer.embedder
         async with self._writing:
             collection = await self._catalog.ensure_collection(
@@ -458,7 +478,9 @@ class Indexer:
             if collection is None:
                 raise Conflict(f"collection {name!r} is being dropped: try again in a moment")
             self._analyzer.check_collection(collection)
-            await self._vectors.create(collection.store, collection.dim)
+            if collection.state == "creating":
+                await self._vectors.create(collection.store, collection.dim)
+                await self._catalog.finish_collection(collection.id)
         return collection
 
     async def _cancel(self, loads: Sequence[Load]) -> None:
@@ -514,30 +536,60 @@ class Indexer:
 
     async def recover(self) -> None:
         """Undoes or finishes what a crash has left; call it once, before anything else."""
-        for collection in await self._catalog.collections("deleting"):
-            await self._drop(collection)
-            _log.info("recovery.dropped", collection=collection.name)
+        unfinished: tuple[CollectionState, ...] = ("deleting", "creating")
+        for state in unfinished:
+            for collection in await self._catalog.collections(state):
+                await self._drop(collection)
+                _log.info("recovery.dropped", collection=collection.name)
         ready = await self._catalog.collections("ready")
         for collection in ready:
+            if not await self._vectors.exists(collection.store):
+                await self._forget_vectors(collection)
             await self._vectors.create(collection.store, collection.dim)
             async for page in self._catalog.images(collection.id, ["pending", "deleting"]):
                 await self._delete(collection, [image.id for image in page])
                 _log.info("recovery.undone", collection=collection.name, photos=len(page))
         await self._sweep_uploads({collection.id for collection in ready})
 
+    async def _forget_vectors(self, collection: Collection) -> None:
+        """Brings the catalog down to a vector store that has lost a collection."""
+        failed = await self._catalog.fail_images(
+            collection.id, "its vectors are gone from the vector store: load its folder again"
+        )
+        if failed:
+            _log.error("recovery.vectors_gone", collection=collection.name, photos=failed)
+
     async def _sweep_uploads(self, collection_ids: set[int]) -> None:
-        """Removes the files of uploads that were never acknowledged."""
+        """Removes the files of uploads that were never acknowledged.
+
+        A file is known by the hash that it is named by. Where the catalog has it at another path,
+        that is gone, UPLOAD_PATH has been moved, and the catalog follows.
+        """
         for collection_id in await self._in_file_thread(self._uploads.collections):
             if collection_id not in collection_ids:
                 await self._in_file_thread(self._uploads.remove_collection, collection_id)
                 continue
             files = await self._in_file_thread(self._uploads.files, collection_id)
-            keys = {path_key(str(path)): path for path in files}
-            known = await self._catalog.images_by_key(collection_id, list(keys))
-            for key, path in keys.items():
-                if key not in known:
+            hashes = {path: self._uploads.sha256(path) for path in files}
+            known = await self._catalog.images_by_sha256(
+                collection_id, [sha256 for sha256 in hashes.values() if sha256]
+            )
+            for path, sha256 in hashes.items():
+                rows = known.get(sha256 or "", [])
+                if not rows:
                     await self._in_file_thread(self._uploads.remove, path)
                     _log.info("recovery.upload_removed", path=str(path))
+                elif all(row.path != str(path) for row in rows):
+                    await self._follow(path, rows)
+
+    async def _follow(self, path: Path, rows: Sequence[Image]) -> None:
+        for row in rows:
+            # The name tells an upload from a photo of a folder that has the same bytes.
+            moved = os.path.basename(row.path) == path.name
+            if moved and await self._in_file_thread(_is_or_was, row.path, path):
+                await self._catalog.move_image(row.id, str(path))
+                _log.info("recovery.upload_moved", image=row.id, path=str(path))
+                return
 
     async def resume_loads(self) -> None:
         """Goes on with the loads that a stop or a crash has interrupted, in the background."""
@@ -608,6 +660,11 @@ def _is_unchanged(photo: FoundPhoto, known: Image | None) -> bool:
 def _identify(data: bytes) -> tuple[str, str]:
     """Format and SHA-256 of an uploaded photo."""
     return read_header(data).format, hashlib.sha256(data).hexdigest()
+
+
+def _is_or_was(old: str, new: Path) -> bool:
+    """Whether a file's old path leads to where it is now, or nowhere any more."""
+    return not os.path.lexists(old) or os.path.samefile(old, new)
 
 
 def _first_cause(error: Exception) -> Exception:

@@ -36,7 +36,7 @@ class _CurrentStderr(logging.StreamHandler[TextIO]):
 def configure_logging(level: str) -> None:
     """Sends this program's events of a level and its libraries' warnings to standard error.
 
-    Values are quoted, and control characters in them escaped, so that no photo's name can forge a line.
+    Values are quoted, and control characters in them escaped: no photo's name can forge a line.
     """
     shared: list[Any] = [
         structlog.stdlib.add_log_level,

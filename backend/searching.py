@@ -1,6 +1,6 @@
 """Photos out: which photos hold objects that look like those of a query photo."""
 
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.analysis import PhotoAnalyzer
+from backend.errors import Unavailable
 from backend.names import check_collection_name
 from backend.storage.catalog import Catalog, Collection, ObjectPlace
 from backend.storage.vectors import MAX_HITS, VectorHit, VectorStore
@@ -18,6 +19,8 @@ _HITS_PER_PHOTO: Final = 4
 """Hits to ask for first for each photo wanted: a photo of VOC has two to three objects."""
 _MORE: Final = 4
 """How many times as many hits to ask for when their photos were too few."""
+_HITS_PER_ANSWER: Final = 4096
+"""Hits of one answer of the vector engine: 10 ms of parsing, measured."""
 _MAX_QUERY_OBJECTS: Final = 32
 """Objects of a query photo that are searched for, best score first."""
 
@@ -62,16 +65,24 @@ class Searcher:
         query = await self._analyzer.analyze(data)
         if collection is None or not query.objects:
             return []
-        return await self.nearest(collection, query.embeddings[:_MAX_QUERY_OBJECTS], top_k)
+        try:
+            return await self.nearest(collection, query.embeddings[:_MAX_QUERY_OBJECTS], top_k)
+        except Unavailable:
+            now = await self._catalog.collection_by_id(collection.id)
+            if now is None or now.state != "ready":
+                return []  # it was dropped under the search
+            raise
 
     async def nearest(
         self, collection: Collection, vectors: NDArray[np.float32], top_k: int
     ) -> list[PhotoHit]:
-        """The `top_k` photos nearest to any of the query vectors, float32 [Q, D], exactly."""
+        """The `top_k` photos nearest to any of the query vectors, float32 [Q, D], nearest first.
+
+        Exactly those, unless objects of fewer photos than that are MAX_HITS times nearer.
+        """
         limit = min(MAX_HITS, _HITS_PER_PHOTO * top_k)
         while True:
-            answers = await self._vectors.search(collection.store, vectors, limit)
-            best = _nearest_objects(hit for hits in answers for hit in hits)
+            best, unseen = await self._nearest_objects(collection, vectors, limit)
             # The catalog is the truth: what it does not (or not yet) call indexed is no hit.
             places = await self._catalog.places([hit.object_id for hit in best])
             hits = [
@@ -79,20 +90,37 @@ class Searcher:
                 for hit in best
                 if hit.object_id in places
             ]
-            # Beyond the last hit of a full answer there may be photos that were not seen.
-            unseen = min(
-                (answer[-1].distance for answer in answers if len(answer) == limit),
-                default=float("inf"),
-            )
             complete = len(hits) >= top_k and hits[top_k - 1].distance <= unseen
-            if complete or unseen == float("inf") or limit == MAX_HITS:
+            if complete or unseen == math.inf or limit == MAX_HITS:
                 return hits[:top_k]
             limit = min(MAX_HITS, _MORE * limit)
 
+    async def _nearest_objects(
+        self, collection: Collection, vectors: NDArray[np.float32], limit: int
+    ) -> tuple[list[VectorHit], float]:
+        """The nearest hit of each image, nearest first, from `limit` hits a query vector.
 
-def _nearest_objects(hits: Iterable[VectorHit]) -> list[VectorHit]:
-    """The nearest hit of each image, nearest first; ties in the order of ids."""
-    nearest: dict[int, VectorHit] = {}
-    for hit in sorted(hits, key=lambda hit: (hit.distance, hit.object_id)):
-        nearest.setdefault(hit.image_id, hit)
-    return list(nearest.values())
+        Also the distance beyond which there may be hits that were not asked for; infinite where
+        all were seen.
+        """
+        nearest: dict[int, VectorHit] = {}
+        unseen = math.inf
+        # Answers are parsed on the event loop: not too many hits at a time.
+        step = max(1, _HITS_PER_ANSWER // limit)
+        for start in range(0, len(vectors), step):
+            answers = await self._vectors.search(
+                collection.store, vectors[start : start + step], limit
+            )
+            for hits in answers:
+                if len(hits) == limit:
+                    unseen = min(unseen, hits[-1].distance)
+                for hit in hits:
+                    known = nearest.get(hit.image_id)
+                    if known is None or _rank(hit) < _rank(known):
+                        nearest[hit.image_id] = hit
+        return sorted(nearest.values(), key=_rank), unseen
+
+
+def _rank(hit: VectorHit) -> tuple[float, int]:
+    """Nearest first; ties in the order of ids."""
+    return hit.distance, hit.object_id

@@ -1,7 +1,8 @@
 """The files of uploaded photos: where they lie, how they come and go.
 
-UPLOAD_PATH/COLLECTION_ID/SHA256.EXTENSION: names of ours, the same for the same bytes. Only files
-named so are ever removed, so that an UPLOAD_PATH that holds other files keeps them.
+UPLOAD_PATH/CATALOG/COLLECTION/SHA256.EXTENSION, the first two by their ids: names of ours, the same
+for the same bytes. Only files named so, in the folder of this very catalog, are ever removed, so
+that an UPLOAD_PATH may be shared and may hold other files.
 """
 
 import os
@@ -16,10 +17,10 @@ _NAME: Final = re.compile(r"[0-9a-f]{64}\.(?:jpeg|png|webp|bmp|tiff)(?:\.part)?"
 
 
 class UploadFolder:
-    """Uploaded photos under one folder. Every method blocks: call it in a thread."""
+    """Uploaded photos of one catalog. Every method blocks: call it in a thread."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, catalog_identity: str) -> None:
+        self._folder = folder / catalog_identity
 
     def path(self, collection_id: int, sha256: str, image_format: str) -> Path:
         """Where a photo of these bytes is, or would be, kept."""
@@ -35,22 +36,21 @@ class UploadFolder:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
+            _sync_folder(path.parent)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
 
     def remove(self, path: Path) -> None:
-        """Removes a photo where it exists."""
+        """Removes a photo where it exists, and its folder where nothing else is in it."""
         path.unlink(missing_ok=True)
+        _remove_empty(path.parent)
 
     def remove_collection(self, collection_id: int) -> None:
         """Removes a collection's photos, and its folder where nothing else is in it."""
         for path in self._files(self._folder / str(collection_id)):
             path.unlink(missing_ok=True)
-        try:
-            (self._folder / str(collection_id)).rmdir()
-        except OSError:  # never there, or something of somebody else's is in it
-            return
+        _remove_empty(self._folder / str(collection_id))
 
     def collections(self) -> list[int]:
         """Ids of the collections that have a folder."""
@@ -62,6 +62,26 @@ class UploadFolder:
         """A collection's files, unfinished ones included."""
         return list(self._files(self._folder / str(collection_id)))
 
+    @staticmethod
+    def sha256(path: Path) -> str | None:
+        """The hash of the bytes that a file of ours says to hold; None of an unfinished one."""
+        return None if path.suffix == ".part" else path.name[:64]
+
     def _files(self, folder: Path) -> Iterator[Path]:
         if folder.is_dir():
             yield from (entry for entry in folder.iterdir() if _NAME.fullmatch(entry.name))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:  # never there, or something of somebody else's is in it
+        return

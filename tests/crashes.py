@@ -25,11 +25,11 @@ _LONGEST_DELAY_SECONDS = 3.0
 def crash_rounds(folder: Path, *, rounds: int, seed: int) -> list[int]:
     """Loads a folder whose photos change, killing the service in each round; checks the end.
 
-    Each round changes some photos, starts the service, asks for the load and, after a random
-    delay, kills the process: while it starts, loads, or resumes the load of the round before.
+    Each round changes some photos, starts the service, which resumes the load of the round before,
+    asks for the load, uploads a photo and, after a random delay, kills the process.
 
     Returns:
-        For each round, how many photos were indexed when the process died.
+        For each round, how many photos were done with when the process died.
 
     Raises:
         AssertionError: a photo is missing, doubled or out of date, or catalog and vectors differ.
@@ -42,7 +42,7 @@ def crash_rounds(folder: Path, *, rounds: int, seed: int) -> list[int]:
         for path in draw.sample(photos, _CHANGED_PER_ROUND):
             path.write_bytes(encode(draw_photo(1000 * (number + 1) + draw.randrange(1000))))
         service = start(folder, ["--load-concurrency", "4"], data_dir)
-        # A quarter of the deaths comes right after the start, where recovery has just run.
+        # A quarter of the deaths comes right after the load has begun.
         delay = draw.choice([0.1, 1, 1, 1]) * draw.uniform(0, _LONGEST_DELAY_SECONDS)
         end = time.monotonic() + delay
         service.load(folder / "photos", params={"wait": "false"})

@@ -1,6 +1,7 @@
 """The service under test as a process, and how a client speaks with it."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,8 +14,16 @@ from typing import Any
 
 import requests
 
+from backend.settings import Settings
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# Before a command: a process of root's reads every folder, unless these capabilities are taken.
+AS_A_USER = (
+    ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+)
+
+_SETTINGS = {name.upper() for name in Settings.model_fields}
 _READY_SECONDS = 60
 _TIMEOUT = 120
 _STOP_SECONDS = 10
@@ -102,7 +111,12 @@ def start(
     ]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stderr=output, stdout=output
+            command,
+            cwd=REPOSITORY,
+            env={name: value for name, value in os.environ.items() if name not in _SETTINGS},
+            stdin=subprocess.DEVNULL,
+            stderr=output,
+            stdout=output,
         )
     service = Service(process, log)
     try:

@@ -11,12 +11,7 @@ import requests
 from PIL import Image
 
 from tests.photos import draw_photo, encode, write_photos
-from tests.service import Service
-
-# A process of root's reads every folder, unless these capabilities are taken from it.
-_AS_A_USER = (
-    ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
-)
+from tests.service import AS_A_USER, Service
 
 
 def _refused(answer: requests.Response, status: int, *words: str) -> None:
@@ -50,7 +45,7 @@ def test_a_folder_that_is_a_file(empty_service: Service, tmp_path: Path) -> None
 def test_a_folder_that_is_not_readable(
     start_service: Callable[..., Service], tmp_path: Path
 ) -> None:
-    service = start_service(prefix=_AS_A_USER)
+    service = start_service(prefix=AS_A_USER)
     closed = tmp_path / "photos" / "closed"
     write_photos(closed, 1)
     closed.chmod(0)
@@ -270,6 +265,9 @@ def test_an_unknown_address_or_method(empty_service: Service) -> None:
 def test_a_url_that_cannot_be_fetched(empty_service: Service) -> None:
     for url in ("ftp://localhost/a.jpg", "file:///etc/passwd", "no address", "http://"):
         _refused(empty_service.post("/img/upload", params={"url": url}), 400, "http")
+    for url in ("http://a..b/", "http://xn--a/", f"http://{'x' * 64}/"):
+        answer = empty_service.post("/img/upload", params={"url": url})
+        assert answer.status_code in (400, 502), answer.text
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -277,7 +275,7 @@ def test_a_url_that_cannot_be_fetched(empty_service: Service) -> None:
         _refused(answer, 502, "cannot be fetched")
 
 
-def test_fetching_is_off_where_the_service_is_not_on_loopback_alone(
+def test_fetching_can_be_switched_off(
     start_service: Callable[..., Service],
 ) -> None:
     service = start_service("--url-fetch", "false")
@@ -294,3 +292,41 @@ def test_a_photo_is_fetched_by_its_url(service: Service, tmp_path: Path) -> None
         answer = service.post("/img/upload?table_name=fetched", **options)
         assert answer.status_code == 200, answer.text
     assert service.count("fetched") == 1
+
+
+def test_a_body_that_is_not_encoded_as_it_says(empty_service: Service) -> None:
+    for encoding in ("gzip", "deflate"):
+        headers = {"Content-Encoding": encoding}
+        answer = empty_service.post("/img/load", data=b"garbage" * 99, headers=headers)
+        _refused(answer, 400)
+        headers["Content-Type"] = "multipart/form-data; boundary=x"
+        answer = empty_service.post("/img/search", data=b"garbage" * 99, headers=headers)
+        _refused(answer, 400)
+
+
+def test_a_file_beside_a_photo_is_never_served_in_its_place(
+    service: Service, tmp_path: Path
+) -> None:
+    [photo] = write_photos(tmp_path / "photos", 1)
+    service.load(tmp_path / "photos")
+    for ending in (".gz", ".br"):
+        Path(f"{photo}{ending}").write_bytes(b"not catalogued")
+    answer = service.get(
+        "/data", params={"image_path": str(photo)}, headers={"Accept-Encoding": "gzip, br"}
+    )
+    assert answer.content == photo.read_bytes()
+    head = requests.head(f"{service.url}/data", params={"image_path": str(photo)}, timeout=30)
+    assert (head.status_code, head.content) == (200, b"")
+    assert int(head.headers["Content-Length"]) == photo.stat().st_size
+
+
+def test_a_photo_that_has_become_a_pipe_hangs_nothing(service: Service, tmp_path: Path) -> None:
+    [photo, other] = write_photos(tmp_path / "photos", 2)
+    service.load(tmp_path / "photos")
+    photo.unlink()
+    os.mkfifo(photo)
+    for _ in range(8):
+        _refused(service.get("/data", params={"image_path": str(photo)}), 404, "no photo any more")
+    assert service.get("/data", params={"image_path": str(other)}).status_code == 200
+    assert service.load(tmp_path / "photos").status_code == 200
+    assert service.count() == 1

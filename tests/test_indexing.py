@@ -1,6 +1,7 @@
 """The write order, recovery, and what happens when things come at the same time."""
 
 import asyncio
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,10 +135,8 @@ async def test_an_uploads_file_that_was_never_acknowledged_is_removed_and_others
 ) -> None:
     async with open_services(settings) as services:
         await services.indexer.add_photo(encode(draw_photo(1)), "t")
-        collection = await services.catalog.collection("t")
-        assert collection is not None
-        folder = settings.uploads / str(collection.id)
-    [kept] = folder.iterdir()
+    [kept] = [path for path in settings.uploads.rglob("*") if path.is_file()]
+    folder = kept.parent
     mine = folder / "holiday.jpg"
     mine.write_bytes(b"somebody's own")
     for orphan in (f"{'a' * 64}.jpeg", f"{'b' * 64}.png.part"):
@@ -248,7 +247,7 @@ async def test_the_same_upload_many_times_at_once_is_one_photo(services: Service
 async def test_a_refused_upload_keeps_nothing(services: Services, settings: Settings) -> None:
     with pytest.raises(InvalidImage):
         await services.indexer.add_photo(encode(draw_photo(1))[:2000], "t")
-    assert not settings.uploads.exists()
+    assert list(settings.uploads.iterdir()) == []
     assert await services.catalog.collection("t") is None
 
 
@@ -278,17 +277,161 @@ async def test_a_file_over_the_limit_fails_alone(settings: Settings, tmp_path: P
         assert f"{limit} bytes that MAX_FILE_BYTES allows" in failure.reason
 
 
-async def test_pruning_keeps_what_lies_in_a_folder_that_cannot_be_listed(
+async def test_pruning_keeps_what_the_scan_passes_over_but_is_there(
     services: Services, tmp_path: Path
 ) -> None:
     write_photos(tmp_path / "photos", 2)
-    write_photos(tmp_path / "photos" / "mounted", 2, start=10)
+    hidden = tmp_path / "photos" / ".hidden"
+    [kept, gone] = write_photos(hidden, 2, start=10)
+    await _load(services, hidden)
     await _load(services, tmp_path / "photos")
-    # Too deep a path cannot be listed by anybody, root included.
-    shutil.rmtree(tmp_path / "photos" / "mounted")
-    (tmp_path / "photos" / "mounted").symlink_to(tmp_path / "elsewhere")
+    gone.unlink()
     await _load(services, tmp_path / "photos", prune=True)
-    assert await services.searcher.count("t") == 2
+    assert await services.searcher.count("t") == 3
+    assert (await services.searcher.search(kept.read_bytes(), "t", 1))[0].distance < 1e-3
+
+
+async def test_photos_that_came_after_a_load_had_begun_are_in_the_next_ones_answer(
+    services: Services, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 20)
+    first = await services.indexer.start_load(str(tmp_path / "photos"), "t")
+    write_photos(tmp_path / "photos", 1, start=90)
+    await _load(services, tmp_path / "photos")
+    assert first.state == "done"
+    assert await services.searcher.count("t") == 21
+
+
+async def test_a_load_again_keeps_every_object(services: Services, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 5)
+    await _load(services, tmp_path / "photos")
+    collection = await services.catalog.collection("t")
+    assert collection is not None
+    before = await services.catalog.object_ids(collection.id)
+    for photo in (tmp_path / "photos").iterdir():
+        os.utime(photo)  # another time, the same bytes
+    await _load(services, tmp_path / "photos")
+    assert await services.catalog.object_ids(collection.id) == before
+
+
+@pytest.mark.parametrize("moved", ["data folder", "data folder behind a link"])
+async def test_uploads_follow_a_data_folder_that_is_moved(
+    settings: Settings, tmp_path: Path, moved: str
+) -> None:
+    photo = encode(draw_photo(1))
+    async with open_services(settings) as services:
+        image_id = await services.indexer.add_photo(photo, "t")
+    elsewhere = tmp_path / "elsewhere"
+    if moved == "data folder":
+        settings.data_dir.rename(elsewhere)
+    else:
+        elsewhere.symlink_to(settings.data_dir)
+    async with open_services(settings.model_copy(update={"data_dir": elsewhere})) as services:
+        [hit] = await services.searcher.search(photo, "t", 5)
+        assert Path(hit.object.path).read_bytes() == photo
+        assert await services.indexer.add_photo(photo, "t") == image_id
+        assert await services.searcher.count("t") == 1
+
+
+async def test_services_that_share_an_upload_folder_leave_each_others_photos(
+    settings: Settings, tmp_path: Path
+) -> None:
+    shared = settings.model_copy(update={"upload_path": tmp_path / "shared"})
+    async with open_services(shared) as services:
+        await services.indexer.add_photo(encode(draw_photo(1)), "t")
+    other = shared.model_copy(update={"data_dir": tmp_path / "other"})
+    async with open_services(other) as services:
+        await services.indexer.add_photo(encode(draw_photo(2)), "t")
+    files = [path for path in (tmp_path / "shared").rglob("*") if path.is_file()]
+    async with open_services(other) as services:
+        await services.indexer.drop("t")
+    left = [path for path in (tmp_path / "shared").rglob("*") if path.is_file()]
+    assert (len(files), len(left)) == (2, 1)
+    assert left[0].read_bytes() == encode(draw_photo(1))
+
+
+async def test_an_uploads_file_that_is_gone_comes_back_with_the_same_upload(
+    services: Services, settings: Settings
+) -> None:
+    photo = encode(draw_photo(1))
+    image_id = await services.indexer.add_photo(photo, "t")
+    [file] = [path for path in settings.uploads.rglob("*") if path.is_file()]
+    file.unlink()
+    assert await services.indexer.add_photo(photo, "t") == image_id
+    assert file.read_bytes() == photo
+    await _assert_consistent(services)
+
+
+async def test_a_collection_left_half_made_is_made_anew(settings: Settings) -> None:
+    async with open_services(settings) as services:
+        embedder = services.analyzer.embedder
+        collection = await services.catalog.ensure_collection(
+            "t",
+            embedder=embedder.name,
+            embedder_sha256=embedder.sha256,
+            dim=embedder.dimension,
+            metric="L2",
+        )
+        assert collection is not None
+        assert await services.catalog.collection("t") is None  # not to be seen before it is ready
+        await services.vectors.create(collection.store, collection.dim)
+    async with open_services(settings) as services:
+        await services.indexer.add_photo(encode(draw_photo(1)), "t")
+        assert len(await services.searcher.search(encode(draw_photo(1)), "t", 1)) == 1
+        await _assert_consistent(services)
+
+
+async def test_vectors_that_are_lost_are_noticed_and_made_anew_by_a_load(
+    settings: Settings, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 4)
+    async with open_services(settings) as services:
+        await _load(services, tmp_path / "photos")
+    (settings.data_dir / "vectors.db").unlink()
+    async with open_services(settings) as services:
+        assert await services.searcher.count("t") == 0
+        assert await _states(services) == ["failed"] * 4
+        await _load(services, tmp_path / "photos")
+        assert await services.searcher.count("t") == 4
+        await _assert_consistent(services)
+
+
+async def test_a_load_that_was_dropped_is_not_shown_as_under_way_for_ever(
+    services: Services, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 20)
+    await services.indexer.start_load(str(tmp_path / "photos"), "t")
+    await services.indexer.drop("t")
+    current, total = services.indexer.progress()
+    assert current == total
+
+
+async def test_searches_under_a_drop_find_photos_or_nothing_and_never_fail(
+    services: Services, tmp_path: Path
+) -> None:
+    photo = encode(draw_photo(1))
+    for _ in range(3):
+        await services.indexer.add_photo(photo, "t")
+        searches = [asyncio.create_task(services.searcher.search(photo, "t", 1)) for _ in range(12)]
+        await services.indexer.drop("t")
+        assert all(len(hits) <= 1 for hits in await asyncio.gather(*searches))
+
+
+async def test_a_start_that_is_cancelled_leaves_no_process(settings: Settings) -> None:
+    async def start() -> None:
+        async with open_services(settings):
+            await asyncio.Event().wait()
+
+    children = {child.pid for child in psutil.Process().children()}
+    for delay in (0.05, 0.2, 0.4, 0.6):
+        task = asyncio.create_task(start())
+        await asyncio.wait([task], timeout=delay)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert {child.pid for child in psutil.Process().children()} == children
+    async with open_services(settings):
+        pass
 
 
 async def test_a_load_fails_in_words_when_the_vector_engine_dies(

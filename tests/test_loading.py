@@ -4,21 +4,22 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.photos import draw_photo, encode, write_photos
-from tests.service import REPOSITORY
+from tests.service import AS_A_USER, REPOSITORY
 
 _COUNTS = re.compile(r"event=load\.done .*?(total=.*)")
 
 
 def _load(
-    folder: Path, data_dir: Path, *flags: str, exit_code: int = 0
+    folder: Path, data_dir: Path, *flags: str, exit_code: int = 0, prefix: Sequence[str] = ()
 ) -> tuple[dict[str, int], str]:
     """Runs a load in a process of its own; returns its counts and what it printed."""
-    command = [sys.executable, "-W", "ignore", "-m", "backend", "load", str(folder)]
+    command = [*prefix, sys.executable, "-W", "ignore", "-m", "backend", "load", str(folder)]
     done = subprocess.run(
         [*command, "--data-dir", str(data_dir), *flags],
         cwd=REPOSITORY,
@@ -82,6 +83,22 @@ def test_pruning_never_empties_a_folder_that_may_only_be_unmounted(tmp_path: Pat
     _, printed = _load(tmp_path / "photos", tmp_path / "data", "--prune", exit_code=1)
     assert "holds no photo" in printed
     _assert_consistent(tmp_path / "data", photos=2, gone=2)
+
+
+def test_pruning_keeps_what_lies_in_a_folder_that_cannot_be_listed(tmp_path: Path) -> None:
+    [gone, _] = write_photos(tmp_path / "photos", 2)
+    closed = tmp_path / "photos" / "closed"
+    write_photos(closed, 2, start=10)
+    _load(tmp_path / "photos", tmp_path / "data")
+    gone.unlink()
+    closed.chmod(0)
+    try:
+        counts, printed = _load(tmp_path / "photos", tmp_path / "data", "--prune", prefix=AS_A_USER)
+    finally:
+        closed.chmod(0o700)
+    assert (counts["total"], counts["removed"]) == (1, 1)
+    assert f"folder={closed} " in printed
+    _assert_consistent(tmp_path / "data", photos=3)
 
 
 def test_failures_are_listed_with_their_reasons_and_tried_again(tmp_path: Path) -> None:

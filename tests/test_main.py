@@ -1,5 +1,6 @@
 """The command line."""
 
+import contextlib
 import os
 import pty
 import re
@@ -11,10 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from backend.settings import Settings
-from tests.photos import write_photos
+from tests.photos import draw_photo, encode, write_photos
 from tests.service import REPOSITORY, Service
 
 _STOP_SECONDS = 5
@@ -58,6 +60,7 @@ def test_help_names_every_setting_its_variable_and_its_default(command: str) -> 
         ([], {"VECTOR_DIMENSION": "7"}, ["VECTOR_DIMENSION=7", "512"]),
         (["--detector-model", "nothing"], {}, ["'nothing'", "does not exist"]),
         (["--data-dir", "/dev/null/x"], {}, ["DATA_DIR=/dev/null/x"]),
+        (["--upload-path", "/dev/null/x"], {}, ["UPLOAD_PATH=/dev/null/x"]),
     ],
 )
 def test_a_bad_setting_is_one_clear_line_and_exit_code_2(
@@ -65,7 +68,7 @@ def test_a_bad_setting_is_one_clear_line_and_exit_code_2(
 ) -> None:
     done = _run("serve", *arguments, **{"DATA_DIR": str(tmp_path), **environment})
     assert done.returncode == 2, done.stderr
-    [line] = [line for line in done.stderr.splitlines() if "event=server.stopped" not in line]
+    [line] = done.stderr.splitlines()
     assert line.startswith("error: ")
     for word in words:
         assert word in line
@@ -128,9 +131,49 @@ def test_a_stop_in_the_middle_of_a_load_is_clean_quick_and_gone_on_with(
     assert "event=load.resumed" in again.log.read_text()
 
 
-def test_every_event_is_one_line(service: Service) -> None:
+def test_a_stop_is_quick_though_the_vector_engine_hangs(service: Service, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 60)
+    service.load(tmp_path / "photos", params={"wait": "false"})
+    [engine] = psutil.Process(service.process.pid).children()
+    engine.suspend()
+    try:
+        while "load.started" not in service.log.read_text():
+            time.sleep(0.01)
+        start = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(_STOP_SECONDS + 5) == 0
+        assert time.monotonic() - start < _STOP_SECONDS
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has been ended with the service
+            engine.kill()
+
+
+def test_a_load_that_is_stopped_says_so_by_its_exit_code(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 60)
+    command = [sys.executable, "-W", "ignore", "-m", "backend", "load", str(tmp_path / "photos")]
+    process = subprocess.Popen(
+        [*command, "--data-dir", str(tmp_path / "data")],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    while "load.started" not in process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    assert "the same command goes on from here" in process.stderr.read()
+    assert process.wait(_STOP_SECONDS) == 1
+    process.stderr.close()
+
+
+def test_every_event_is_one_line(service: Service, tmp_path: Path) -> None:
     service.get("/a%0Atime=forged")
     service.load("/no\nsuch folder")
+    write_photos(tmp_path / "photos", 1)
+    for ending in ("jpg", "png", "webp", "tiff"):
+        name = f"line\nbreak.{ending}"
+        (tmp_path / "photos" / name).write_bytes(encode(draw_photo(1), f".{ending}")[:2000])
+    service.load(tmp_path / "photos")
     for line in service.log.read_text().splitlines():
         assert re.match(r"time=\S+Z level=\w+ event=", line), line
 

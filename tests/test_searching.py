@@ -37,6 +37,7 @@ async def _store(
     )
     assert collection is not None
     await services.vectors.create(collection.store, embedder.dimension)
+    await services.catalog.finish_collection(collection.id)
     stored = await services.catalog.begin_images(
         collection.id,
         [

@@ -13,17 +13,20 @@ from backend.vision.decode import CONTENT_TYPES
 SHA256 = hashlib.sha256(b"photo").hexdigest()
 
 
+CATALOG = "c" * 32
+
+
 @pytest.fixture
 def uploads(tmp_path: Path) -> UploadFolder:
     """A folder of uploads that does not exist yet."""
-    return UploadFolder(tmp_path / "uploads")
+    return UploadFolder(tmp_path / "uploads", CATALOG)
 
 
 def test_a_photo_is_kept_under_its_collection_its_hash_and_its_format(
     uploads: UploadFolder, tmp_path: Path
 ) -> None:
     path = uploads.path(7, SHA256, "JPEG")
-    assert path == tmp_path / "uploads" / "7" / f"{SHA256}.jpeg"
+    assert path == tmp_path / "uploads" / CATALOG / "7" / f"{SHA256}.jpeg"
     uploads.write(path, b"photo")
     assert path.read_bytes() == b"photo"
     assert os.listdir(path.parent) == [path.name]
@@ -57,7 +60,7 @@ def test_a_write_that_fails_leaves_nothing(uploads: UploadFolder) -> None:
 
 def test_a_write_where_nothing_can_be_written_fails(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    uploads = UploadFolder(tmp_path / "file")
+    uploads = UploadFolder(tmp_path / "file", CATALOG)
     with pytest.raises(OSError, match="directory"):
         uploads.write(uploads.path(1, SHA256, "PNG"), b"photo")
 
@@ -121,7 +124,7 @@ def test_only_folders_named_by_a_number_are_collections(
 ) -> None:
     assert uploads.collections() == []
     for name in ("12", "3", "x", "-1", "1.5", "4 "):
-        (tmp_path / "uploads" / name).mkdir(parents=True)
+        (tmp_path / "uploads" / CATALOG / name).mkdir(parents=True)
     assert sorted(uploads.collections()) == [3, 12]
 
 

@@ -30,7 +30,7 @@ def _raw_get(service: Service, target: str) -> tuple[int, bytes]:
 def _escaped_by_a_browser(text: str) -> str:
     """What a browser makes of an unescaped `src` (URL Standard: special-query escapes)."""
     return "".join(
-        chr(byte) if 0x20 < byte < 0x7F and chr(byte) not in "\"#<>'" else f"%{byte:02X}"
+        chr(byte) if 0x20 < byte < 0x7F and chr(byte) not in "\"<>'" else f"%{byte:02X}"
         for byte in text.encode()
     )
 

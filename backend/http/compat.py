@@ -6,12 +6,14 @@ from: true status codes with `{"status": false, "msg": …}`.
 
 import asyncio
 import json
+import os
 from typing import Final
 
 from aiohttp import web
 from pydantic import ValidationError
 
-from backend.errors import InvalidInput, NotFound
+from backend.errors import InvalidImage, InvalidInput, NotFound
+from backend.files import open_regular_file
 from backend.http.multipart import Form, read_form
 from backend.http.raw_paths import paths_meant
 from backend.http.schemas import LoadBody, Operation, Parameter
@@ -24,6 +26,8 @@ __all__ = ["OPERATIONS"]
 
 _PHOTO_FIELD: Final = "image"
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
+_CHUNK_BYTES: Final = 2**18
+_NO_PHOTO_ANY_MORE: Final = "the photo is indexed, but its file is no photo any more"
 _FALSE: Final = frozenset({"false", "0", "no", "off"})
 
 
@@ -89,23 +93,42 @@ async def data(request: web.Request) -> web.StreamResponse:
     image = await request.app[CATALOG].indexed_image([path_key(path) for path in paths])
     if image is None:
         raise NotFound(f"no photo of that path is indexed: {_printable(paths[0])}")
+    return await _send_photo(request, image.path)
+
+
+async def _send_photo(request: web.Request, path: str) -> web.StreamResponse:
+    """Sends a photo's file, which somebody may have replaced since it was indexed.
+
+    What is looked at is what is sent: the file is opened once. aiohttp's FileResponse would open
+    it anew, and prefer a file of the same name with `.gz` behind it.
+    """
     try:
-        beginning = await asyncio.to_thread(_beginning, image.path)
+        file = await asyncio.to_thread(open_regular_file, path)
     except OSError as error:
         raise NotFound(
             f"the photo is indexed, but its file cannot be read: {error.strerror}"
         ) from None
-    image_format = sniff(beginning)
-    if image_format is None:
-        # Whatever has taken the photo's place since it was indexed is not for serving.
-        raise NotFound("the photo is indexed, but its file is no photo any more")
-    return web.FileResponse(
-        image.path,
-        headers={
-            "Content-Type": CONTENT_TYPES[image_format],
-            "X-Content-Type-Options": "nosniff",
-        },
-    )
+    except InvalidImage:
+        raise NotFound(_NO_PHOTO_ANY_MORE) from None
+    with file:
+        chunk = await asyncio.to_thread(file.read, _CHUNK_BYTES)
+        image_format = sniff(chunk[:SNIFF_BYTES])
+        if image_format is None:
+            raise NotFound(_NO_PHOTO_ANY_MORE)
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": CONTENT_TYPES[image_format],
+                "X-Content-Type-Options": "nosniff",
+            }
+        )
+        response.content_length = os.fstat(file.fileno()).st_size
+        await response.prepare(request)
+        if request.method != "HEAD":
+            while chunk:
+                await response.write(chunk)
+                chunk = await asyncio.to_thread(file.read, _CHUNK_BYTES)
+    await response.write_eof()
+    return response
 
 
 async def _load_body(request: web.Request) -> LoadBody:
@@ -126,11 +149,6 @@ async def _load_body(request: web.Request) -> LoadBody:
 async def _form(request: web.Request) -> Form:
     limit = request.app[SETTINGS].max_upload_bytes
     return await read_form(request, photo_field=_PHOTO_FIELD, max_photo_bytes=limit)
-
-
-def _beginning(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(SNIFF_BYTES)
 
 
 def _missing_photo(request: web.Request) -> str:

@@ -6,6 +6,7 @@ from typing import Final
 
 import structlog
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from backend.errors import ServiceError
 
@@ -43,6 +44,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         if error.status >= 500:
             _log.error("request.failed", path=request.path, error=str(error))
         return _error(error.status, str(error))
+    except (web.RequestPayloadError, HttpProcessingError) as error:
+        reason = error.message if isinstance(error, HttpProcessingError) else error
+        return _error(400, f"the request's body cannot be read: {reason}")
     except web.HTTPException as answer:
         if answer.status < 400:
             raise

@@ -15,7 +15,7 @@ from google.protobuf import text_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 
-from backend.errors import ConfigurationError
+from backend.errors import ConfigurationError, ServiceError
 
 __all__ = [
     "Candidates",
@@ -155,6 +155,12 @@ class Detector:
     async def detect(self, images: NDArray[np.uint8]) -> list[Candidates]:
         """Candidates of each letterboxed image, RGB uint8 [N, size, size, 3]."""
         outputs = await self._model.infer(images)
+        unnamed = outputs["labels"].max(initial=0)
+        if unnamed >= len(self.labels):
+            raise ServiceError(
+                f"the detector {self.name!r} gives the label {unnamed}, but its config.pbtxt names"
+                f" {len(self.labels)} labels alone"
+            )
         return [
             Candidates(boxes, scores, labels)
             for boxes, scores, labels in zip(

@@ -9,8 +9,12 @@ synchronous=FULL, so that what was acknowledged survives a power cut; BEGIN IMME
 transaction that writes, so that what it read cannot have changed by the time it writes.
 """
 
+import asyncio
+import contextlib
 import hashlib
 import os
+import sqlite3
+import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from backend.errors import ConfigurationError
@@ -25,6 +30,7 @@ from backend.errors import ConfigurationError
 __all__ = [
     "Catalog",
     "Collection",
+    "CollectionState",
     "Image",
     "ImageState",
     "LoadRow",
@@ -37,6 +43,7 @@ __all__ = [
     "path_key",
 ]
 
+CollectionState = Literal["creating", "ready", "deleting"]
 ImageState = Literal["pending", "indexed", "failed", "deleting"]
 LoadState = Literal["running", "done", "failed", "cancelled"]
 
@@ -48,11 +55,15 @@ _metadata = sa.MetaData()
 # SQLite counts up, and never hands an id out twice, for INTEGER PRIMARY KEY AUTOINCREMENT alone.
 _Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
+# MySQL would take `Cats` for `cats`.
+_Name = sa.String(200).with_variant(mysql.VARCHAR(200, collation="utf8mb4_bin"), "mysql", "mariadb")
+
+_identity = sa.Table("identity", _metadata, sa.Column("uuid", sa.String(32), primary_key=True))
 _collections = sa.Table(
     "collections",
     _metadata,
     sa.Column("id", _Id, primary_key=True),
-    sa.Column("name", sa.String(200), nullable=False, unique=True),
+    sa.Column("name", _Name, nullable=False, unique=True),
     sa.Column("embedder", sa.String(200), nullable=False),
     sa.Column("embedder_sha256", sa.String(64), nullable=False),
     sa.Column("dim", sa.Integer, nullable=False),
@@ -110,7 +121,10 @@ _loads = sa.Table(
 
 @dataclass(frozen=True)
 class Collection:
-    """A set of photos whose objects one embedder has embedded."""
+    """A set of photos whose objects one embedder has embedded.
+
+    It is `creating` until the vector store has its part, and `deleting` until that has gone.
+    """
 
     id: int
     name: str
@@ -118,7 +132,7 @@ class Collection:
     embedder_sha256: str
     dim: int
     metric: str
-    state: str
+    state: CollectionState
 
     @property
     def store(self) -> str:
@@ -219,9 +233,10 @@ def path_key(path: str) -> str:
 
 
 class Catalog:
-    """The catalog on SQLite."""
+    """The catalog on SQLite. `identity` is its own, 32 hex digits, for as long as it exists."""
 
     def __init__(self, engine: AsyncEngine) -> None:
+        self.identity = ""
         self._engine = engine
         self._writer = engine.execution_options(writes=True)
 
@@ -233,6 +248,10 @@ class Catalog:
             ConfigurationError: the file is no catalog or cannot be written.
         """
         database = folder.absolute() / _DATABASE
+        try:
+            await asyncio.to_thread(_probe, database)
+        except sqlite3.Error as error:
+            raise ConfigurationError(f"{database} cannot be opened: {error}") from None
         engine = create_async_engine(sa.URL.create("sqlite+aiosqlite", database=str(database)))
         sa.event.listen(engine.sync_engine, "connect", _configure)
         sa.event.listen(engine.sync_engine, "begin", _begin)
@@ -240,8 +259,20 @@ class Catalog:
         try:
             async with catalog._write() as connection:
                 await connection.run_sync(_metadata.create_all)
-        except sa.exc.DBAPIError as error:
+                await connection.execute(
+                    sa.insert(_identity).from_select(
+                        ["uuid"],
+                        sa.select(sa.literal(uuid.uuid4().hex)).where(
+                            ~sa.exists(sa.select(_identity.c.uuid))
+                        ),
+                    )
+                )
+                identity = await connection.execute(sa.select(_identity.c.uuid))
+                catalog.identity = identity.scalar_one()
+        except BaseException as error:
             await engine.dispose()
+            if not isinstance(error, sa.exc.DBAPIError):
+                raise
             raise ConfigurationError(f"{database} cannot be opened: {error.orig}") from None
         return catalog
 
@@ -258,7 +289,7 @@ class Catalog:
     # Collections
 
     async def collection(self, name: str) -> Collection | None:
-        """The collection of that name, unless it is being dropped."""
+        """The collection of that name, where it is ready."""
         query = sa.select(_collections).where(
             _collections.c.name == name, _collections.c.state == "ready"
         )
@@ -266,8 +297,8 @@ class Catalog:
             row = (await connection.execute(query)).one_or_none()
         return None if row is None else Collection(**row._mapping)
 
-    async def collections(self, state: str) -> list[Collection]:
-        """All collections in a state: `ready` or `deleting`."""
+    async def collections(self, state: CollectionState) -> list[Collection]:
+        """All collections in a state."""
         query = sa.select(_collections).where(_collections.c.state == state)
         async with self._read() as connection:
             rows = (await connection.execute(query.order_by(_collections.c.id))).all()
@@ -283,7 +314,10 @@ class Catalog:
     async def ensure_collection(
         self, name: str, *, embedder: str, embedder_sha256: str, dim: int, metric: str
     ) -> Collection | None:
-        """The collection of that name, made where there is none; None while it is being dropped."""
+        """The collection of that name; where there is none, it is made, as `creating`.
+
+        None while it is being dropped.
+        """
         async with self._write() as connection:
             query = sa.select(_collections).where(_collections.c.name == name)
             row = (await connection.execute(query)).one_or_none()
@@ -294,17 +328,24 @@ class Catalog:
                     "embedder_sha256": embedder_sha256,
                     "dim": dim,
                     "metric": metric,
-                    "state": "ready",
+                    "state": "creating",
                 }
                 await connection.execute(sa.insert(_collections).values(values))
                 row = (await connection.execute(query)).one()
-        return Collection(**row._mapping) if row.state == "ready" else None
+        return Collection(**row._mapping) if row.state != "deleting" else None
+
+    async def finish_collection(self, collection_id: int) -> None:
+        """Ends `creating`: the vector store has its part."""
+        await self._set_collection_state(collection_id, "ready")
 
     async def begin_drop(self, collection_id: int) -> None:
         """Marks a collection `deleting`: from here on it is not seen any more."""
+        await self._set_collection_state(collection_id, "deleting")
+
+    async def _set_collection_state(self, collection_id: int, state: CollectionState) -> None:
         change = sa.update(_collections).where(_collections.c.id == collection_id)
         async with self._write() as connection:
-            await connection.execute(change.values(state="deleting"))
+            await connection.execute(change.values(state=state))
 
     async def finish_drop(self, collection_id: int) -> None:
         """Removes a collection with its photos, objects and loads."""
@@ -334,8 +375,14 @@ class Catalog:
 
     async def indexed_image(self, path_keys: Sequence[str]) -> Image | None:
         """The indexed photo, of any collection, for the first of these keys that has one."""
-        query = sa.select(_images).where(
-            _images.c.path_key.in_(path_keys), _images.c.state == "indexed"
+        query = (
+            sa.select(_images)
+            .join(_collections, _collections.c.id == _images.c.collection_id)
+            .where(
+                _images.c.path_key.in_(path_keys),
+                _images.c.state == "indexed",
+                _collections.c.state == "ready",
+            )
         )
         async with self._read() as connection:
             rows = {row.path_key: row for row in await connection.execute(query)}
@@ -414,6 +461,38 @@ class Catalog:
             return
         async with self._write() as connection:
             await connection.execute(change, rows)
+
+    async def images_by_sha256(
+        self, collection_id: int, hashes: Sequence[str]
+    ) -> dict[str, list[Image]]:
+        """The rows, in any state, of the photos whose bytes have these hashes."""
+        found: dict[str, list[Image]] = {}
+        async with self._read() as connection:
+            for chunk in _chunks(hashes):
+                query = sa.select(_images).where(
+                    _images.c.collection_id == collection_id, _images.c.sha256.in_(chunk)
+                )
+                for row in await connection.execute(query):
+                    found.setdefault(row.sha256, []).append(Image(**row._mapping))
+        return found
+
+    async def move_image(self, image_id: int, path: str) -> None:
+        """Remembers that a photo's file lies elsewhere."""
+        change = sa.update(_images).where(_images.c.id == image_id)
+        async with self._write() as connection:
+            await connection.execute(change.values(path=path, path_key=path_key(path)))
+
+    async def fail_images(self, collection_id: int, error: str) -> int:
+        """Turns all indexed photos of a collection into failed ones; returns how many."""
+        mine = sa.and_(_images.c.collection_id == collection_id, _images.c.state == "indexed")
+        async with self._write() as connection:
+            await connection.execute(
+                sa.delete(_objects).where(
+                    _objects.c.image_id.in_(sa.select(_images.c.id).where(mine))
+                )
+            )
+            change = sa.update(_images).where(mine).values(state="failed", error=error)
+            return int((await connection.execute(change)).rowcount)
 
     async def begin_delete_images(self, image_ids: Sequence[int]) -> None:
         """Marks photos `deleting`: from here on they are not found any more."""
@@ -530,6 +609,13 @@ class Catalog:
         query = sa.select(*columns).where(_loads.c.state == "running").order_by(_loads.c.id)
         async with self._read() as connection:
             return [LoadRow(**row._mapping) for row in await connection.execute(query)]
+
+
+def _probe(database: Path) -> None:
+    """Raises sqlite3.Error where the file is no database: the asynchronous driver, failing to
+    connect, would leave its thread behind."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA schema_version").fetchone()
 
 
 def _configure(connection: Any, _record: Any) -> None:

@@ -7,6 +7,7 @@ may be repeated without harm: rows are upserted by the catalog's ids, deletes na
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any, Final, Protocol
 import numpy as np
 import structlog
 from numpy.typing import NDArray
-from pymilvus import AsyncMilvusClient, DataType, MilvusException
+from pymilvus import AsyncMilvusClient, CollectionSchema, DataType, MilvusException
 
 from backend.errors import ConfigurationError, Unavailable
+from backend.files import lock_file
 
 __all__ = ["MAX_HITS", "MilvusLite", "ObjectVector", "VectorHit", "VectorStore"]
 
@@ -27,8 +29,12 @@ MAX_HITS: Final = 16_384
 _DEADLINE_SECONDS: Final = 60
 """For one call. A search takes milliseconds; building a collection on a busy disk takes longest."""
 _MAX_LABEL_BYTES: Final = 512
-_ROWS_PER_REQUEST: Final = 1000
-"""1,000 rows of 2,048 dimensions are 8 MB: well under gRPC's message limit of 64 MB."""
+_UPSERT_BYTES: Final = 4 * 2**20
+"""Of vectors in one request: above 7 MB Milvus Lite 2.5.1 takes ten times as long for each."""
+_IDS_PER_DELETE: Final = 1000
+_RETRY_SECONDS: Final = 0.5
+_OPEN_SECONDS: Final = 3.0
+"""For the database of a process that has just been killed to come free: 15 ms were measured."""
 _DATABASE: Final = "vectors.db"
 
 _log = structlog.get_logger(__name__)
@@ -59,6 +65,10 @@ class VectorStore(Protocol):
 
     async def create(self, store: str, dimension: int) -> None:
         """Makes the collection where it does not exist."""
+        ...
+
+    async def exists(self, store: str) -> bool:
+        """Whether there is such a collection."""
         ...
 
     async def drop(self, store: str) -> None:
@@ -100,9 +110,10 @@ class MilvusLite:
     comparison.
     """
 
-    def __init__(self, client: AsyncMilvusClient, database: Path) -> None:
+    def __init__(self, client: AsyncMilvusClient, database: Path, lock: int) -> None:
         self._client = client
         self._database = database
+        self._lock = lock
 
     @classmethod
     async def open(cls, folder: Path) -> "MilvusLite":
@@ -112,38 +123,49 @@ class MilvusLite:
             ConfigurationError: it cannot be opened, or another process has it open.
         """
         database = folder.absolute() / _DATABASE
-        uri = await asyncio.to_thread(_start, database)
-        return cls(AsyncMilvusClient(uri), database)
+        starting = asyncio.ensure_future(asyncio.to_thread(_start, database))
+        try:
+            uri, lock = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The thread goes on; its process must not be left behind.
+            await asyncio.wait([starting])
+            if starting.exception() is None:
+                await asyncio.to_thread(_stop, database, starting.result()[1])
+            raise
+        return cls(AsyncMilvusClient(uri), database, lock)
 
     async def create(self, store: str, dimension: int) -> None:
         """See `VectorStore.create`."""
-        if await self._answer(self._client.has_collection(store)):
-            return
-        schema = AsyncMilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
-        schema.add_field("id", DataType.INT64, is_primary=True)
-        schema.add_field("image_id", DataType.INT64)
-        schema.add_field("label", DataType.VARCHAR, max_length=_MAX_LABEL_BYTES)
-        schema.add_field("score", DataType.FLOAT)
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dimension)
-        index = AsyncMilvusClient.prepare_index_params()
-        index.add_index("vector", index_type="FLAT", metric_type="L2")
-        await self._answer(self._client.create_collection(store, schema=schema, index_params=index))
+        # Each of the three steps is taken where it is missing: a crash may have come between them.
+        if not await self.exists(store):
+            await self._answer(self._client.create_collection(store, schema=_schema(dimension)))
+        if not await self._answer(self._client.list_indexes(store)):
+            index = AsyncMilvusClient.prepare_index_params()
+            index.add_index("vector", index_type="FLAT", metric_type="L2")
+            await self._answer(self._client.create_index(store, index))
+        await self._answer(self._client.load_collection(store))
+
+    async def exists(self, store: str) -> bool:
+        """See `VectorStore.exists`."""
+        return bool(await self._answer(self._client.has_collection(store)))
 
     async def drop(self, store: str) -> None:
         """See `VectorStore.drop`."""
-        if await self._answer(self._client.has_collection(store)):
+        if await self.exists(store):
             await self._answer(self._client.drop_collection(store))
 
     async def upsert(self, store: str, rows: Sequence[ObjectVector]) -> None:
         """See `VectorStore.upsert`."""
-        for chunk in _chunks(rows, _ROWS_PER_REQUEST):
+        if not rows:
+            return
+        for chunk in _chunks(rows, max(1, _UPSERT_BYTES // rows[0].vector.nbytes)):
             await self._answer(self._client.upsert(store, [vars(row) for row in chunk]))
 
     async def delete_images(
         self, store: str, image_ids: Sequence[int], *, keep: Sequence[int] = ()
     ) -> None:
         """See `VectorStore.delete_images`."""
-        for chunk in _chunks(image_ids, _ROWS_PER_REQUEST):
+        for chunk in _chunks(image_ids, _IDS_PER_DELETE):
             expression = f"image_id in {_integers(chunk)}"
             if keep:
                 expression += f" and id not in {_integers(keep)}"
@@ -200,11 +222,38 @@ class MilvusLite:
     async def close(self) -> None:
         """See `VectorStore.close`."""
         await self._client.close()
-        await asyncio.to_thread(_stop, self._database)
+        await asyncio.to_thread(_stop, self._database, self._lock)
 
 
-def _start(database: Path) -> str:
-    """Starts Milvus Lite's process and returns its address."""
+def _schema(dimension: int) -> CollectionSchema:
+    schema = AsyncMilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("image_id", DataType.INT64)
+    schema.add_field("label", DataType.VARCHAR, max_length=_MAX_LABEL_BYTES)
+    schema.add_field("score", DataType.FLOAT)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dimension)
+    return schema
+
+
+def _start(database: Path) -> tuple[str, int]:
+    """Starts Milvus Lite's process; returns its address and the lock on its database."""
+    # Its own lock file does not keep a second process out: a refused attempt deletes it.
+    try:
+        lock = lock_file(database.with_suffix(".lock"))
+    except BlockingIOError as owner:
+        raise ConfigurationError(
+            f"Milvus Lite cannot open {database}: another process has it open ({owner})"
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(f"Milvus Lite cannot open {database}: {error.strerror}") from None
+    try:
+        return _start_process(database), lock
+    except BaseException:
+        os.close(lock)
+        raise
+
+
+def _start_process(database: Path) -> str:
     # Imported late: it is the one dependency that warns (of pkg_resources) on import.
     from milvus_lite.server_manager import server_manager_instance
 
@@ -215,7 +264,11 @@ def _start(database: Path) -> str:
     # It would take our LOG_LEVEL for its own and print to our standard output.
     log_level = os.environ.pop("LOG_LEVEL", None)
     try:
+        end = time.monotonic() + _OPEN_SECONDS
         uri: str | None = server_manager_instance.start_and_get_uri(str(database))
+        while uri is None and time.monotonic() < end:
+            time.sleep(_RETRY_SECONDS)
+            uri = server_manager_instance.start_and_get_uri(str(database))
     except (OSError, RuntimeError) as error:
         raise ConfigurationError(f"Milvus Lite cannot open {database}: {error}") from None
     finally:
@@ -224,15 +277,16 @@ def _start(database: Path) -> str:
             os.environ["LOG_LEVEL"] = log_level
     if uri is None:
         raise ConfigurationError(
-            f"Milvus Lite cannot open {database}: another process has it open, or it is damaged"
+            f"Milvus Lite cannot open {database}: its process ends at once; the file may be damaged"
         )
     return uri
 
 
-def _stop(database: Path) -> None:
+def _stop(database: Path, lock: int) -> None:
     from milvus_lite.server_manager import server_manager_instance
 
     server_manager_instance.release_server(str(database))
+    os.close(lock)
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -1,7 +1,8 @@
 """From a photo's bytes to upright RGB pixels, and to a reason where that cannot be.
 
-Pillow reads the header (format, size, frames, orientation) without decoding, so that a photo of
-too many pixels costs nothing; OpenCV decodes, without holding the GIL.
+Pillow reads the header (format, size, orientation) without decoding, so that a photo of too many
+pixels costs nothing. OpenCV decodes, without holding the GIL; only what is transparent is decoded
+by Pillow, which knows every kind of transparency.
 """
 
 import io
@@ -34,6 +35,9 @@ EXTENSIONS: Final = frozenset(
 SNIFF_BYTES: Final = 12
 """How much of a file's beginning `sniff` needs."""
 
+_BLEND_ROWS: Final = 64
+"""Rows blended at a time: the 16-bit copies of a whole photo would take four times its memory."""
+
 _SUPPORTED: Final = "JPEG, PNG, WebP, BMP and TIFF are read"
 
 # Pillow's own limit would refuse a large photo with less of a reason, and cannot be set lower for
@@ -55,7 +59,6 @@ class Header:
     format: str
     width: int
     height: int
-    frames: int
     has_alpha: bool
     orientation: int
 
@@ -76,7 +79,7 @@ def sniff(beginning: bytes) -> str | None:
 
 
 def read_header(data: bytes) -> Header:
-    """Format, upright size, frames and orientation of an encoded photo, without decoding it.
+    """Format, upright size and orientation of an encoded photo, without decoding it.
 
     Raises:
         InvalidImage: no image, or one whose header is damaged.
@@ -93,7 +96,6 @@ def read_header(data: bytes) -> Header:
                 raise UnsupportedFormat(f"the format is {image_format}: {_SUPPORTED}")
             width, height = image.size
             has_alpha = "A" in image.getbands() or "transparency" in image.info
-            frames = int(getattr(image, "n_frames", 1))
             # Pillow and OpenCV turn a TIFF themselves, in its size and in its pixels.
             orientation = 1 if image_format == "TIFF" else _orientation(image)
     except UnsupportedFormat:
@@ -109,7 +111,7 @@ def read_header(data: bytes) -> Header:
         raise InvalidImage(f"the {kind} file is damaged: {error or type(error).__name__}") from None
     if orientation in _TRANSPOSED:
         width, height = height, width
-    return Header(image_format, width, height, frames, has_alpha, orientation)
+    return Header(image_format, width, height, has_alpha, orientation)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -127,8 +129,8 @@ def _orientation(image: Image.Image) -> int:
 def decode(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     """Upright RGB pixels, uint8 [H, W, 3], of the first frame of an encoded photo.
 
-    16-bit samples keep their upper 8 bits, transparency is laid over white, palettes and CMYK are
-    converted, the EXIF orientation is applied.
+    16-bit samples are brought down to 8 bits, transparency is laid over white, palettes and CMYK
+    are converted, the EXIF orientation is applied.
 
     Raises:
         InvalidImage: no image, or a damaged or truncated one.
@@ -155,19 +157,31 @@ def _decode_opaque(data: bytes, header: Header) -> NDArray[np.uint8]:
     except cv2.error as error:
         raise InvalidImage(f"the {header.format} file cannot be decoded: {error.err}") from None
     if pixels is None:
-        raise InvalidImage(f"the {header.format} file is truncated or damaged")
+        raise InvalidImage(
+            f"the {header.format} file is truncated or damaged, or its samples are of neither 8"
+            " nor 16 bit"
+        )
     return np.asarray(pixels, np.uint8)
 
 
 def _decode_over_white(data: bytes, header: Header) -> NDArray[np.uint8]:
-    """By Pillow: OpenCV knows not every kind of transparency that PNG and TIFF have."""
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.mode == "I;16":  # which Pillow would clip to 8 bits instead of shifting it
+                samples = np.asarray(image)
+                grey = (samples >> 8).astype(np.uint8)
+                grey[samples == image.info.get("transparency")] = 255
+                return np.repeat(grey[..., np.newaxis], 3, axis=2)
             transparent = image.convert("RGBA")
     except Exception as error:  # as in `read_header`
         raise InvalidImage(f"the {header.format} file is truncated or damaged: {error}") from None
-    white = Image.new("RGBA", transparent.size, "white")
-    return np.asarray(Image.alpha_composite(white, transparent).convert("RGB"))
+    rgba = np.asarray(transparent)
+    pixels = np.empty((*rgba.shape[:2], 3), np.uint8)
+    for top in range(0, len(rgba), _BLEND_ROWS):
+        strip = rgba[top : top + _BLEND_ROWS].astype(np.uint16)
+        colour, alpha = strip[..., :3], strip[..., 3:]
+        pixels[top : top + _BLEND_ROWS] = (colour * alpha + 255 * (255 - alpha) + 127) // 255
+    return pixels
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

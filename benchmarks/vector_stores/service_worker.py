@@ -50,6 +50,7 @@ async def _fill(arguments: dict[str, Any]) -> None:
         )
         assert collection is not None
         await store.create(collection.store, collection.dim)
+        await catalog.finish_collection(collection.id)
         # Objects of one photo stand together: a photo begins where the index changes.
         starts = [0, *(np.flatnonzero(np.diff(photos)) + 1).tolist(), len(photos)]
         in_catalog = in_vectors = 0.0

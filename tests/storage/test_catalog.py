@@ -41,7 +41,10 @@ async def _ensure(catalog: Catalog, name: str = "photos") -> Collection:
         name, embedder="tiny", embedder_sha256="ab" * 32, dim=8, metric="L2"
     )
     assert collection is not None
-    return collection
+    await catalog.finish_collection(collection.id)
+    ready = await catalog.collection(name)
+    assert ready is not None
+    return ready
 
 
 def _new(path: str, objects: Sequence[NewObject] = (CAT,), error: str | None = None) -> NewImage:

@@ -101,6 +101,8 @@ def test_the_documentation_needs_no_network(empty_service: Service) -> None:
         assert empty_service.get(source).status_code == 200
     assert empty_service.get("/").url.endswith("/docs")
     document = empty_service.get("/openapi.json").json()
+    [shown] = re.findall(r'url: "([^"]+)"', page.text)
+    assert empty_service.get(shown).json() == document
     assert {
         "/img/load",
         "/progress",

@@ -24,4 +24,11 @@ def add_documentation(app: web.Application, operations: Sequence[Operation], ver
 
     app.router.add_get("/openapi.json", openapi)
     app.router.add_get("/", index)
-    swagger_ui.api_doc(app, config_rel_url="/openapi.json", url_prefix="/docs", title=_TITLE)
+    swagger_ui.api_doc(
+        app,
+        config=document,
+        host_inject=False,  # an OpenAPI 2 field
+        url_prefix="/docs",
+        title=_TITLE,
+        parameters={"layout": '"BaseLayout"'},  # without the bar that asks for another document
+    )

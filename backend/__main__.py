@@ -140,6 +140,7 @@ async def _until_stopped(command: Awaitable[int], stopped_code: int) -> int:
 
 
 def _force_stop(code: int) -> None:
+    """Ends the whole process; also after a clean stop, where a thread keeps it from ending."""
     _log.warning("stop.forced", after_seconds=_FORCED_STOP_SECONDS)
     os._exit(code)
 
@@ -185,7 +186,6 @@ async def _load_while_serving(
     except ServiceError as error:
         # The service is of use without it: what was wrong is said, and it goes on.
         stderr.print(f"error: {error}", markup=False, soft_wrap=True)
-        return
     stderr.print(
         f"\nReady at {url}. Search with a photo of yours:\n"
         f"  curl -F image=@{_EXAMPLE_PHOTO} {url}/img/search\n"

@@ -20,7 +20,6 @@ class PhotoFetcher:
     """Downloads photos over HTTP and HTTPS, where the settings allow it."""
 
     def __init__(self, *, allowed: bool, max_bytes: int) -> None:
-        self._allowed = allowed
         self._max_bytes = max_bytes
         self._session = aiohttp.ClientSession(timeout=_TIMEOUT) if allowed else None
 
@@ -58,7 +57,10 @@ class PhotoFetcher:
                         )
                 return bytes(data)
         except TimeoutError:
-            raise BadGateway(f"{url} did not answer in {_TIMEOUT.total:.0f} s") from None
+            raise BadGateway(
+                f"{url} was not fetched in time: {_TIMEOUT.connect:.0f} s to connect,"
+                f" {_TIMEOUT.total:.0f} s in all"
+            ) from None
         except aiohttp.TooManyRedirects:
             raise BadGateway(f"{url} redirects more than {_MAX_REDIRECTS} times") from None
         except (aiohttp.ClientError, UnicodeError) as error:  # a host's name that is none

@@ -2,8 +2,9 @@
 
 The order of writes makes every moment safe to die at. Adding: (1) the photo's row `pending` with
 its objects, in one transaction; (2) the vectors; (3) the row `indexed`. Removing: `deleting`,
-the vectors, the rows. At the next start what is `pending` is undone, and the load that brought it
-goes on; what is `deleting` is finished. Knows services below, no HTTP.
+the vectors, the rows. At the next start what is `pending` is undone: it counts as failed, and the
+load that brought it goes on and tries it again; what is `deleting` is finished. Knows services
+below, no HTTP.
 """
 
 import asyncio
@@ -58,6 +59,8 @@ _COMMIT_PHOTOS: Final = 64
 """Photos of one commit at most: it costs two disk syncs however many there are."""
 _FILE_THREADS: Final = 4
 """Threads that read and hash files: enough to keep one disk busy."""
+_BROKEN_OFF: Final = "indexing it was broken off: load its folder, or upload it, again"
+_VECTORS_GONE: Final = "its vectors are gone: load its folder, or upload it, again"
 _FAILURES_KEPT: Final = 1000
 """Failures that a load keeps in memory for its report; the catalog keeps all."""
 
@@ -424,7 +427,8 @@ class Indexer:
         self, collection: Collection, outcome: _Outcome, path: Path, data: bytes
     ) -> int:
         key = outcome.image.path_key
-        async with self._keeping:
+        async with self._keeping:  # which keeps a drop out as well
+            await self._check_ready(collection)
             known = (await self._catalog.images_by_key(collection.id, [key])).get(key)
             if (
                 known is not None
@@ -433,11 +437,7 @@ class Indexer:
             ):
                 return known.id
             await self._in_file_thread(self._uploads.write, path, data)
-            try:
-                [image_id] = await self._commit(collection, [outcome])
-            except BaseException:
-                await self._in_file_thread(self._uploads.remove, path)
-                raise
+            [image_id] = await self._commit(collection, [outcome])
             return image_id
 
     async def drop(self, name: str) -> bool:
@@ -448,7 +448,8 @@ class Indexer:
         check_collection_name(name)
         async with self._starting:  # no load into it begins meanwhile
             await self._cancel([load for load in self._active if load.collection.name == name])
-            collection = await self._catalog.collection(name)
+            # In any state: a drop that an engine has broken off is finished by the next.
+            collection = await self._catalog.collection_in_any_state(name)
             if collection is None:
                 return False
             await self._finish(self._drop(collection))
@@ -476,7 +477,7 @@ class Indexer:
                 metric=self._settings.metric_type,
             )
             if collection is None:
-                raise Conflict(f"collection {name!r} is being dropped: try again in a moment")
+                raise Conflict(f"the drop of collection {name!r} is not finished: drop it again")
             self._analyzer.check_collection(collection)
             if collection.state == "creating":
                 await self._vectors.create(collection.store, collection.dim)
@@ -495,9 +496,7 @@ class Indexer:
     async def _commit(self, collection: Collection, outcomes: Sequence[_Outcome]) -> list[int]:
         """The three steps of adding photos; see the module's docstring. Returns their ids."""
         async with self._writing:
-            now = await self._catalog.collection_by_id(collection.id)
-            if now is None or now.state != "ready":
-                raise Conflict(f"collection {collection.name!r} was dropped in the meantime")
+            await self._check_ready(collection)
             stored = await self._catalog.begin_images(
                 collection.id, [outcome.image for outcome in outcomes]
             )
@@ -526,6 +525,11 @@ class Indexer:
             await self._catalog.finish_images(indexed, failed)
         return [image.id for image in stored]
 
+    async def _check_ready(self, collection: Collection) -> None:
+        now = await self._catalog.collection_by_id(collection.id)
+        if now is None or now.state != "ready":
+            raise Conflict(f"collection {collection.name!r} was dropped in the meantime")
+
     async def _delete(self, collection: Collection, image_ids: Sequence[int]) -> None:
         async with self._writing:
             await self._catalog.begin_delete_images(image_ids)
@@ -546,16 +550,25 @@ class Indexer:
             if not await self._vectors.exists(collection.store):
                 await self._forget_vectors(collection)
             await self._vectors.create(collection.store, collection.dim)
-            async for page in self._catalog.images(collection.id, ["pending", "deleting"]):
+            async for page in self._catalog.images(collection.id, ["deleting"]):
                 await self._delete(collection, [image.id for image in page])
+                _log.info("recovery.deleted", collection=collection.name, photos=len(page))
+            async for page in self._catalog.images(collection.id, ["pending"]):
+                await self._undo(collection, [image.id for image in page])
                 _log.info("recovery.undone", collection=collection.name, photos=len(page))
         await self._sweep_uploads({collection.id for collection in ready})
 
+    async def _undo(self, collection: Collection, image_ids: Sequence[int]) -> None:
+        """Takes back photos that were begun; the load that brought them goes on and tries again.
+
+        Their rows stay: they may have been indexed before.
+        """
+        await self._vectors.delete_images(collection.store, image_ids)
+        await self._catalog.undo_images(image_ids, _BROKEN_OFF)
+
     async def _forget_vectors(self, collection: Collection) -> None:
         """Brings the catalog down to a vector store that has lost a collection."""
-        failed = await self._catalog.fail_images(
-            collection.id, "its vectors are gone from the vector store: load its folder again"
-        )
+        failed = await self._catalog.fail_images(collection.id, _VECTORS_GONE)
         if failed:
             _log.error("recovery.vectors_gone", collection=collection.name, photos=failed)
 
@@ -575,7 +588,12 @@ class Indexer:
                 collection_id, [sha256 for sha256 in hashes.values() if sha256]
             )
             for path, sha256 in hashes.items():
-                rows = known.get(sha256 or "", [])
+                # The name tells an upload from a photo of a folder that has the same bytes.
+                rows = [
+                    row
+                    for row in known.get(sha256 or "", [])
+                    if os.path.basename(row.path) == path.name
+                ]
                 if not rows:
                     await self._in_file_thread(self._uploads.remove, path)
                     _log.info("recovery.upload_removed", path=str(path))
@@ -584,9 +602,7 @@ class Indexer:
 
     async def _follow(self, path: Path, rows: Sequence[Image]) -> None:
         for row in rows:
-            # The name tells an upload from a photo of a folder that has the same bytes.
-            moved = os.path.basename(row.path) == path.name
-            if moved and await self._in_file_thread(_is_or_was, row.path, path):
+            if await self._in_file_thread(_is_or_was, row.path, path):
                 await self._catalog.move_image(row.id, str(path))
                 _log.info("recovery.upload_moved", image=row.id, path=str(path))
                 return
@@ -664,7 +680,7 @@ def _identify(data: bytes) -> tuple[str, str]:
 
 def _is_or_was(old: str, new: Path) -> bool:
     """Whether a file's old path leads to where it is now, or nowhere any more."""
-    return not os.path.lexists(old) or os.path.samefile(old, new)
+    return not os.path.exists(old) or os.path.samefile(old, new)
 
 
 def _first_cause(error: Exception) -> Exception:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from typing import Any, TextIO
 
 import structlog
@@ -60,6 +61,8 @@ def configure_logging(level: str) -> None:
         )
     )
     logging.captureWarnings(capture=True)
+    # Milvus Lite reads its own version that way; there is nothing to be done about it here.
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)

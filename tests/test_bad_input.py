@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -330,3 +331,38 @@ def test_a_photo_that_has_become_a_pipe_hangs_nothing(service: Service, tmp_path
     assert service.get("/data", params={"image_path": str(other)}).status_code == 200
     assert service.load(tmp_path / "photos").status_code == 200
     assert service.count() == 1
+
+
+def test_a_photo_that_is_cut_while_it_is_sent_ends_the_connection(
+    service: Service, tmp_path: Path
+) -> None:
+    photo = _large_photo(tmp_path / "photos")
+    service.load(tmp_path / "photos")
+    answer = service.get("/data", params={"image_path": str(photo)}, stream=True)
+    received = len(answer.raw.read(1000))
+    os.truncate(photo, 1000)
+    with pytest.raises(requests.exceptions.RequestException):
+        received += len(answer.content)
+    assert received < int(answer.headers["Content-Length"])
+    assert service.get("/progress").status_code == 200
+    assert "event=data.broken_off" in service.log.read_text()
+
+
+def test_a_client_that_goes_away_is_no_error_of_the_service(
+    service: Service, tmp_path: Path
+) -> None:
+    photo = _large_photo(tmp_path / "photos")
+    service.load(tmp_path / "photos")
+    answer = service.get("/data", params={"image_path": str(photo)}, stream=True)
+    answer.raw.read(1000)
+    answer.close()
+    while "event=data.broken_off" not in service.log.read_text():
+        time.sleep(0.01)
+    assert "level=error" not in service.log.read_text()
+
+
+def _large_photo(folder: Path) -> Path:
+    """A photo that fits no socket's buffers."""
+    folder.mkdir()
+    (folder / "large.bmp").write_bytes(encode(np.zeros((4000, 3000, 3), np.uint8), ".bmp"))
+    return folder / "large.bmp"

@@ -1,6 +1,7 @@
 """The write order, recovery, and what happens when things come at the same time."""
 
 import asyncio
+import hashlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -42,6 +43,13 @@ async def _assert_consistent(services: Services) -> None:
         assert (report.missing, report.orphaned) == (set(), set())
 
 
+def _kill_engine(settings: Settings) -> None:
+    for child in psutil.Process().children():
+        if child.name() == "milvus" and str(settings.data_dir) in " ".join(child.cmdline()):
+            child.kill()
+            child.wait()
+
+
 def _new_image(path: str, objects: int = 2) -> NewImage:
     found = [NewObject("thing", 0.5, (0.0, 0.0, 1.0, 1.0))] * objects
     return NewImage(path, path_key(path), "0" * 64, 1, 1, 10, 10, found)
@@ -68,7 +76,8 @@ async def test_a_photo_left_pending_is_undone(
             ]
             await services.vectors.upsert(collection.store, rows)
     async with open_services(settings) as services:
-        assert await _states(services) == ["indexed"] * 2
+        assert await _states(services) == ["indexed", "indexed", "failed"]
+        assert await services.searcher.count("t") == 2
         await _assert_consistent(services)
 
 
@@ -362,6 +371,54 @@ async def test_an_uploads_file_that_is_gone_comes_back_with_the_same_upload(
     await _assert_consistent(services)
 
 
+async def test_an_uploads_only_copy_outlives_an_upload_of_the_same_bytes_that_fails(
+    settings: Settings,
+) -> None:
+    photo = encode(draw_photo(1))
+    async with open_services(settings) as services:
+        await services.indexer.add_photo(photo, "t")
+    (settings.data_dir / "vectors.db").unlink()
+    async with open_services(settings) as services:
+        _kill_engine(settings)
+        with pytest.raises(Unavailable):
+            await services.indexer.add_photo(photo, "t")
+    async with open_services(settings) as services:
+        [file] = [path for path in settings.uploads.rglob("*") if path.is_file()]
+        assert file.read_bytes() == photo
+        assert await _states(services) == ["failed"]
+        await services.indexer.add_photo(photo, "t")
+        assert await services.searcher.count("t") == 1
+        await _assert_consistent(services)
+
+
+async def test_an_unacknowledged_uploads_file_goes_though_a_folder_has_the_same_bytes(
+    settings: Settings, tmp_path: Path
+) -> None:
+    [photo] = write_photos(tmp_path / "photos", 1)
+    async with open_services(settings) as services:
+        await services.indexer.add_photo(encode(draw_photo(50)), "t")
+        await _load(services, tmp_path / "photos")
+    [kept] = [path for path in settings.uploads.rglob("*") if path.is_file()]
+    sha256 = hashlib.sha256(photo.read_bytes()).hexdigest()
+    (kept.parent / f"{sha256}.jpeg").write_bytes(photo.read_bytes())
+    async with open_services(settings) as services:
+        assert list(kept.parent.iterdir()) == [kept]
+        assert await services.searcher.count("t") == 2
+
+
+async def test_a_drop_that_an_engine_breaks_off_is_finished_later(settings: Settings) -> None:
+    async with open_services(settings) as services:
+        await services.indexer.add_photo(encode(draw_photo(1)), "t")
+        _kill_engine(settings)
+        for _ in range(2):  # not taken for done the second time
+            with pytest.raises(Unavailable):
+                await services.indexer.drop("t")
+        with pytest.raises(Conflict, match="drop it again"):
+            await services.indexer.add_photo(encode(draw_photo(1)), "t")
+    async with open_services(settings) as services:
+        assert await services.catalog.collection_in_any_state("t") is None
+
+
 async def test_a_collection_left_half_made_is_made_anew(settings: Settings) -> None:
     async with open_services(settings) as services:
         embedder = services.analyzer.embedder
@@ -440,10 +497,7 @@ async def test_a_load_fails_in_words_when_the_vector_engine_dies(
     write_photos(tmp_path / "photos", 20)
     async with open_services(settings) as services:
         await services.indexer.add_photo(encode(draw_photo(99)), "t")
-        for child in psutil.Process().children():
-            if child.name() == "milvus" and str(settings.data_dir) in " ".join(child.cmdline()):
-                child.kill()
-                child.wait()
+        _kill_engine(settings)
         with pytest.raises(Unavailable, match="vector engine"):
             await services.searcher.search(encode(draw_photo(99)), "t", 1)
         with pytest.raises(Unavailable, match="vector engine"):

@@ -9,6 +9,7 @@ import json
 import os
 from typing import Final
 
+import structlog
 from aiohttp import web
 from pydantic import ValidationError
 
@@ -24,11 +25,13 @@ from backend.vision.decode import CONTENT_TYPES, SNIFF_BYTES, sniff
 
 __all__ = ["OPERATIONS"]
 
+_log = structlog.get_logger(__name__)
+
 _PHOTO_FIELD: Final = "image"
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
-_CHUNK_BYTES: Final = 2**18
-_NO_PHOTO_ANY_MORE: Final = "the photo is indexed, but its file is no photo any more"
 _FALSE: Final = frozenset({"false", "0", "no", "off"})
+_NO_PHOTO_ANY_MORE: Final = "the photo is indexed, but its file is no photo any more"
+_CHUNK_BYTES: Final = 2**18
 
 
 async def load(request: web.Request) -> web.Response:
@@ -121,13 +124,25 @@ async def _send_photo(request: web.Request, path: str) -> web.StreamResponse:
                 "X-Content-Type-Options": "nosniff",
             }
         )
-        response.content_length = os.fstat(file.fileno()).st_size
-        await response.prepare(request)
-        if request.method != "HEAD":
-            while chunk:
-                await response.write(chunk)
+        left = os.fstat(file.fileno()).st_size
+        response.content_length = left
+        try:
+            await response.prepare(request)
+            if request.method == "HEAD":
+                left = 0
+            while left and chunk:
+                await response.write(chunk[:left])
+                left -= len(chunk[:left])
                 chunk = await asyncio.to_thread(file.read, _CHUNK_BYTES)
-    await response.write_eof()
+            if left:
+                raise OSError("the file has become shorter")
+            await response.write_eof()
+        except OSError as error:
+            # The client has gone, or the file is not what was announced. The answer has begun:
+            # only the connection's end can tell that it is not whole.
+            _log.info("data.broken_off", path=path, reason=str(error))
+            if request.transport is not None:
+                request.transport.abort()
     return response
 
 
@@ -209,7 +224,7 @@ OPERATIONS: Final = (
             ),
         ),
         body=LoadBody,
-        errors=(400, 409, 503),
+        errors=(400, 409, 413, 503),
     ),
     Operation(
         "GET",
@@ -246,7 +261,7 @@ OPERATIONS: Final = (
             Parameter(_PHOTO_FIELD, "the query photo", _FILE, required=True),
             Parameter("topk", "photos to return; TOP_K where it is not given", _TOP_K),
         ),
-        errors=(400, 409, 413, 415),
+        errors=(400, 409, 413, 415, 503),
     ),
     Operation(
         "POST",
@@ -259,7 +274,7 @@ OPERATIONS: Final = (
             Parameter(_PHOTO_FIELD, "the photo", _FILE),
             Parameter("url", "where to fetch the photo from"),
         ),
-        errors=(400, 403, 409, 413, 415, 502),
+        errors=(400, 403, 409, 413, 415, 502, 503),
     ),
     Operation(
         "POST",
@@ -268,7 +283,7 @@ OPERATIONS: Final = (
         "Remove a collection",
         answer={**_TEXT, "const": "ok"},
         query=(_TABLE,),
-        errors=(400,),
+        errors=(400, 503),
     ),
     Operation(
         "GET",

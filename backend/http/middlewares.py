@@ -54,6 +54,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         if isinstance(answer, web.HTTPMethodNotAllowed):
             response.headers["Allow"] = answer.headers["Allow"]
         return response
+    except ConnectionResetError:
+        _log.info("request.abandoned", path=request.path)
+        return _error(400, "the client has gone")  # which nobody reads any more
     except Exception:
         _log.exception("request.broke", path=request.path)
         return _error(500, "an internal error; the server's log has its cause")

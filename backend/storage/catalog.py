@@ -297,6 +297,13 @@ class Catalog:
             row = (await connection.execute(query)).one_or_none()
         return None if row is None else Collection(**row._mapping)
 
+    async def collection_in_any_state(self, name: str) -> Collection | None:
+        """The collection of that name, also where it is being made or dropped."""
+        query = sa.select(_collections).where(_collections.c.name == name)
+        async with self._read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return None if row is None else Collection(**row._mapping)
+
     async def collections(self, state: CollectionState) -> list[Collection]:
         """All collections in a state."""
         query = sa.select(_collections).where(_collections.c.state == state)
@@ -443,6 +450,17 @@ class Catalog:
                 await connection.execute(
                     sa.update(_images)
                     .where(_images.c.id == image_id, _images.c.state == "pending")
+                    .values(state="failed", error=error)
+                )
+
+    async def undo_images(self, image_ids: Sequence[int], error: str) -> None:
+        """Ends `pending` without success: the photos' objects go, the photos count as failed."""
+        async with self._write() as connection:
+            for chunk in _chunks(image_ids):
+                await connection.execute(sa.delete(_objects).where(_objects.c.image_id.in_(chunk)))
+                await connection.execute(
+                    sa.update(_images)
+                    .where(_images.c.id.in_(chunk), _images.c.state == "pending")
                     .values(state="failed", error=error)
                 )
 

@@ -93,11 +93,12 @@ class PhotoAnalyzer:
             return
         raise EmbedderMismatch(
             f"collection {collection.name!r} was filled by the embedder {collection.embedder!r}"
-            f" ({collection.dim}-d, SHA-256 {collection.embedder_sha256[:12]}…), the one in use is"
-            f" {self.embedder.name!r} ({self.embedder.dimension}-d, SHA-256"
-            f" {self.embedder.sha256[:12]}…): their vectors do not compare. To embed its photos"
-            " anew, drop the collection and load them again; to keep it, start with EMBEDDER_MODEL"
-            " set to the embedder that filled it"
+            f" ({collection.dim}-d, identity {collection.embedder_sha256[:12]}…), the one in use is"
+            f" {self.embedder.name!r} ({self.embedder.dimension}-d, identity"
+            f" {self.embedder.sha256[:12]}…, crop_geometry {self.embedder.crop_geometry},"
+            f" crop_margin {self.embedder.crop_margin:g}): their vectors do not compare. To embed"
+            " its photos anew, drop the collection and load them again; to keep it, start with"
+            " EMBEDDER_MODEL set to the embedder that filled it, its config.pbtxt as it was"
         )
 
     def _prepare(self, data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Letterbox]:
@@ -127,7 +128,14 @@ class PhotoAnalyzer:
             whole = (0.0, 0.0, float(width), float(height))
             objects.append(NewObject(WHOLE_IMAGE_LABEL, _WHOLE_IMAGE_SCORE, whole))
             boxes = np.vstack([boxes, np.array([whole], np.float32)])
-        return objects, crop_objects(photo, boxes, self.embedder.size)
+        crops = crop_objects(
+            photo,
+            boxes,
+            self.embedder.size,
+            geometry=self.embedder.crop_geometry,
+            margin=self.embedder.crop_margin,
+        )
+        return objects, crops
 
     async def close(self) -> None:
         """Ends the threads."""

@@ -5,10 +5,11 @@ and `Embedder` check that description against their contract and give `infer` it
 server (`onnx.py`) only runs tensors.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol, get_args
 
 import numpy as np
 from google.protobuf import text_format
@@ -19,6 +20,7 @@ from backend.errors import ConfigurationError, ServiceError
 
 __all__ = [
     "Candidates",
+    "CropGeometry",
     "Detector",
     "Embedder",
     "Model",
@@ -31,6 +33,13 @@ __all__ = [
 
 _FULL_PAIR: Final = ("yolov3", "resnet50")
 _SMALL_PAIR: Final = ("yolov3-small", "resnet50-small")
+
+CropGeometry = Literal["stretch", "square", "pad"]
+"""What an embedder's config.pbtxt may say of how its crops are cut, see `vision.crop_objects`."""
+
+_CROP_GEOMETRIES: Final[tuple[CropGeometry, ...]] = get_args(CropGeometry)
+_DEFAULT_CROPS: Final[tuple[CropGeometry, float]] = ("stretch", 0.0)
+"""Geometry and margin where config.pbtxt names none."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +158,10 @@ class Detector:
         _require(spec, "scores", "FP32", (candidates,))
         _require(spec, "labels", "INT32", (candidates,))
         self.labels = tuple(_parameter(spec, "labels").split(","))
-        self.score_threshold = _threshold(spec, "score_threshold")
-        self.nms_threshold = _threshold(spec, "nms_threshold")
+        self.score_threshold = _fraction(
+            spec, "score_threshold", _parameter(spec, "score_threshold")
+        )
+        self.nms_threshold = _fraction(spec, "nms_threshold", _parameter(spec, "nms_threshold"))
 
     async def detect(self, images: NDArray[np.uint8]) -> list[Candidates]:
         """Candidates of each letterboxed image, RGB uint8 [N, size, size, 3]."""
@@ -174,8 +185,10 @@ class Embedder:
 
     Attributes:
         size: side of the square crops in pixels.
+        crop_geometry, crop_margin: how they are cut, see `vision.crop_objects`.
         dimension: length of an embedding.
-        sha256: identity of the network; embeddings of different ones do not compare.
+        sha256: identity of the embeddings, those of different ones do not compare. It is the ONNX
+            file's, or, where crops are not cut as by default, made of that and how they are.
     """
 
     def __init__(self, model: Model) -> None:
@@ -183,9 +196,14 @@ class Embedder:
         self._model = model
         spec = model.spec
         self.name = spec.name
-        self.sha256 = spec.sha256
         self.size = _square_input(spec, "crops")
         self.dimension = _output(spec, "embeddings", "FP32", rank=1).dims[0]
+        geometry, margin = _DEFAULT_CROPS
+        self.crop_geometry = _crop_geometry(spec, spec.parameters.get("crop_geometry", geometry))
+        self.crop_margin = _fraction(
+            spec, "crop_margin", spec.parameters.get("crop_margin", str(margin))
+        )
+        self.sha256 = _embedder_identity(spec.sha256, self.crop_geometry, self.crop_margin)
 
     async def embed(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Unit vectors, float32 [N, dimension], of crops, RGB uint8 [N, size, size, 3]."""
@@ -238,8 +256,7 @@ def _parameter(spec: ModelSpec, name: str) -> str:
     return value
 
 
-def _threshold(spec: ModelSpec, name: str) -> float:
-    text = _parameter(spec, name)
+def _fraction(spec: ModelSpec, name: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -249,3 +266,21 @@ def _threshold(spec: ModelSpec, name: str) -> float:
             f"model {spec.name}: parameter {name!r} must be a number from 0 to 1, not {text!r}"
         )
     return value
+
+
+def _crop_geometry(spec: ModelSpec, text: str) -> CropGeometry:
+    for geometry in _CROP_GEOMETRIES:
+        if text == geometry:
+            return geometry
+    raise ConfigurationError(
+        f"model {spec.name}: parameter 'crop_geometry' must be one of"
+        f" {', '.join(_CROP_GEOMETRIES)}, not {text!r}"
+    )
+
+
+def _embedder_identity(sha256: str, geometry: CropGeometry, margin: float) -> str:
+    """Of what makes the embeddings. The default leaves the file's own, which catalogs hold."""
+    if (geometry, margin) == _DEFAULT_CROPS:
+        return sha256
+    text = f"{sha256} crop_geometry={geometry} crop_margin={margin}"
+    return hashlib.sha256(text.encode()).hexdigest()

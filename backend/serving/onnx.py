@@ -43,7 +43,7 @@ class OnnxServer:
         except FileNotFoundError:
             raise ConfigurationError(
                 f"there is no model {name!r}: {path} does not exist; export it with"
-                " python -m scripts.export_models"
+                f" python -m scripts.export_models {name}"
             ) from None
         except OSError as error:
             raise ConfigurationError(f"model {name!r}: {path}: {error.strerror}") from None

@@ -235,7 +235,51 @@ async def test_a_detector_answers_image_by_image() -> None:
 def test_an_embedder_is_described_by_its_configuration() -> None:
     embedder = Embedder(_model([CROPS], [EMBEDDINGS]))
     assert (embedder.name, embedder.size, embedder.dimension) == ("tiny", 16, 8)
+    assert (embedder.crop_geometry, embedder.crop_margin) == ("stretch", 0)
     assert embedder.sha256 == SHA256
+
+
+def test_an_embedder_says_how_its_crops_are_cut() -> None:
+    parameters = {"crop_geometry": "pad", "crop_margin": "0.1"}
+    embedder = Embedder(_model([CROPS], [EMBEDDINGS], parameters))
+    assert (embedder.crop_geometry, embedder.crop_margin) == ("pad", 0.1)
+
+
+def test_crops_that_are_cut_in_another_way_make_another_embedder() -> None:
+    def identity(**parameters: str) -> str:
+        return Embedder(_model([CROPS], [EMBEDDINGS], parameters)).sha256
+
+    by_default = (
+        identity(),
+        identity(crop_geometry="stretch"),
+        identity(crop_geometry="stretch", crop_margin="0.0"),
+    )
+    assert set(by_default) == {SHA256}
+    others = [
+        identity(crop_margin="0.1"),
+        identity(crop_margin="0.2"),
+        identity(crop_geometry="pad"),
+        identity(crop_geometry="square"),
+        identity(crop_geometry="square", crop_margin="0.1"),
+    ]
+    assert len({SHA256, *others}) == 6
+    assert all(len(other) == len(SHA256) for other in others)
+    # Written in another way, it is the same number.
+    assert identity(crop_margin="0.10") == identity(crop_margin="1e-1") == others[0]
+
+
+@pytest.mark.parametrize("value", ["", "Pad", "letterbox", "stretch,pad"])
+def test_a_crop_geometry_that_there_is_not_is_refused(value: str) -> None:
+    message = f"parameter 'crop_geometry' must be one of stretch, square, pad, not '{value}'"
+    with pytest.raises(ConfigurationError, match=message):
+        Embedder(_model([CROPS], [EMBEDDINGS], {"crop_geometry": value}))
+
+
+@pytest.mark.parametrize("value", ["", "-0.01", "1.01", "nan", "10%"])
+def test_a_crop_margin_outside_0_to_1_is_refused(value: str) -> None:
+    message = f"parameter 'crop_margin' must be a number from 0 to 1, not '{value}'"
+    with pytest.raises(ConfigurationError, match=message):
+        Embedder(_model([CROPS], [EMBEDDINGS], {"crop_margin": value}))
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,21 @@ PHOTOS ?=
 # Paths in the environment of other projects must not reach this one.
 unexport PYTHONPATH
 
-.PHONY: help serve test lint types clean
+.PHONY: help serve models test lint types clean
 
 help:
 	@echo "make serve                 run the service on http://127.0.0.1:5010"
 	@echo "make serve PHOTOS=FOLDER   the same, and load a folder of photos"
+	@echo "make models                fetch and export the official models, yolov3 and resnet50"
 	@echo "make test                  run the tests"
 	@echo "make lint types            check style and types"
 	@echo "make clean                 remove the virtual environment and caches"
 
 serve: $(VENV)/serve.stamp
 	@exec $(BIN)/python -m backend serve $(if $(PHOTOS),--load "$(PHOTOS)")
+
+models: $(VENV)/export.stamp
+	$(BIN)/python -m scripts.export_models yolov3 resnet50
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -39,6 +43,16 @@ $(VENV)/serve.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/test.stamp: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[export,test]'
+$(VENV)/export.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[export]'
 	@touch $@ $(VENV)/serve.stamp
+
+# The exporter's tests compare with OpenCV 4, the last to read darknet's files. It is a package of
+# the same name as the one that the service uses, so it lies apart, and only those tests find it.
+$(VENV)/opencv4: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ \
+		'opencv-python-headless>=4.14,<5'
+
+$(VENV)/test.stamp: pyproject.toml | $(BIN)/python $(VENV)/opencv4
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[export,train,test]'
+	@touch $@ $(VENV)/serve.stamp $(VENV)/export.stamp

@@ -22,6 +22,9 @@ MAX_DETECTIONS: Final = 300
 DETECTOR_MAX_BATCH_SIZE: Final = 32
 EMBEDDER_MAX_BATCH_SIZE: Final = 64
 
+CROP_GEOMETRIES: Final = ("stretch", "square", "pad")
+"""How the service may cut a box out for an embedder; the first where the config names none."""
+
 
 class DataType(Enum):
     """Types that the contract uses; names as in Triton, values as in NumPy."""
@@ -88,12 +91,41 @@ def detector_spec(
     )
 
 
-def embedder_spec(*, size: int, dimension: int) -> ModelSpec:
-    """The contract of an embedder of ``size`` x ``size`` pixels to ``dimension`` numbers."""
+def embedder_spec(
+    *,
+    size: int,
+    dimension: int,
+    crop_geometry: str = CROP_GEOMETRIES[0],
+    crop_margin: float = 0.0,
+) -> ModelSpec:
+    """The contract of an embedder of ``size`` x ``size`` pixels to ``dimension`` numbers.
+
+    Args:
+        size: input width and height in pixels.
+        dimension: length of an embedding.
+        crop_geometry: how the service makes a square of a box, one of ``CROP_GEOMETRIES``.
+        crop_margin: what it adds to the box on every side before, in parts of that side, 0..1.
+
+    Raises:
+        ContractError: there is no such geometry, or the margin is outside 0..1.
+    """
+    if crop_geometry not in CROP_GEOMETRIES:
+        raise ContractError(
+            f"the crop geometry {crop_geometry!r} is none of {', '.join(CROP_GEOMETRIES)}"
+        )
+    if not 0 <= crop_margin <= 1:
+        raise ContractError(f"the crop margin {crop_margin:g} is outside 0..1")
+    parameters = {}
+    # Defaults are left out: a config from before there was a choice says the same as one of today.
+    if crop_geometry != CROP_GEOMETRIES[0]:
+        parameters["crop_geometry"] = crop_geometry
+    if crop_margin:
+        parameters["crop_margin"] = f"{crop_margin:g}"
     return ModelSpec(
         input=_image("crops", size),
         outputs=(TensorSpec("embeddings", DataType.FP32, (dimension,)),),
         max_batch_size=EMBEDDER_MAX_BATCH_SIZE,
+        parameters=parameters,
     )
 
 

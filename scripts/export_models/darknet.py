@@ -11,7 +11,7 @@ not one, the section after it is number 0. So do ``layers=`` and ``from=``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -457,14 +457,54 @@ def read_weights(path: Path, network: Network) -> dict[int, ConvolutionalWeights
     return weights
 
 
+# What is written: the version that darknet itself writes, and a count of seen images, unused here.
+_HEADER: Final = np.array([0, 2, 0], "<i4").tobytes() + np.array([0], "<i8").tobytes()
+
+
+def write_weights(
+    path: Path, network: Network, weights: Mapping[int, ConvolutionalWeights]
+) -> None:
+    """Writes a darknet ``.weights`` file, which ``read_weights`` and darknet itself can read.
+
+    Args:
+        path: the file, replaced where it exists.
+        network: what the weights belong to.
+        weights: for each convolutional section's number, its weights.
+
+    Raises:
+        KeyError: a convolutional section has no weights.
+        OSError: the file cannot be written.
+    """
+    with path.open("wb") as file:
+        file.write(_HEADER)
+        for index, layer in enumerate(network.layers):
+            if not isinstance(layer, Convolutional):
+                continue
+            learnt = weights[index]
+            norm = learnt.batch_norm
+            values = (norm.scale, norm.mean, norm.variance) if norm is not None else ()
+            for array in (learnt.bias, *values, learnt.kernel):
+                file.write(array.astype("<f4").tobytes())
+
+
 # Darknet-53 (YOLOv3, table 1): channels after the stem and after each of five stages, and the
 # residual blocks of each stage.
 _STEM_CHANNELS: Final = 32
 _STAGES: Final = ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4))
 
 
+# Spatial pyramid pooling: maxima over neighbourhoods of these sizes join the map that they are of
+# (https://github.com/pjreddie/darknet, cfg/yolov3-spp.cfg).
+_SPP_SIZES: Final = (5, 9, 13)
+
+
 def yolov3_cfg(
-    *, width: float, classes: int, size: int, anchors: Sequence[Anchor] = COCO_ANCHORS
+    *,
+    width: float,
+    classes: int,
+    size: int,
+    anchors: Sequence[Anchor] = COCO_ANCHORS,
+    spp: bool = False,
 ) -> str:
     """The ``.cfg`` of YOLOv3, every layer but the last of each head ``width`` times as wide.
 
@@ -473,6 +513,7 @@ def yolov3_cfg(
         classes: number of classes.
         size: input width and height in pixels, a multiple of 32.
         anchors: nine (width, height) in pixels, smallest first.
+        spp: whether the coarsest head begins with spatial pyramid pooling, as YOLOv3-spp's does.
 
     Raises:
         ValueError: the number of anchors is not nine.
@@ -495,6 +536,16 @@ def yolov3_cfg(
             activation="leaky",
         )  # fmt: skip
 
+    def pool_pyramid() -> None:
+        before = count - 1
+        pooled: list[int] = []
+        for pool_size in _SPP_SIZES:
+            if pooled:
+                section("route", layers=before - count)
+            section("maxpool", stride=1, size=pool_size)
+            pooled.insert(0, count - 1)
+        section("route", layers=",".join(str(i - count) for i in (*pooled, before)))
+
     convolution(_STEM_CHANNELS, 3)
     stage_ends: list[int] = []
     for channels, blocks in _STAGES:
@@ -513,8 +564,11 @@ def yolov3_cfg(
             convolution(channels, 1)
             section("upsample", stride=2)
             section("route", layers=f"-1,{stage_ends[-1 - head]}")
-        for _ in range(3):
+        for block in range(3):
             convolution(channels, 1)
+            if spp and head == 0 and block == 1:
+                pool_pyramid()
+                convolution(channels, 1)
             convolution(2 * channels, 3)
         filters = 3 * (5 + classes)
         section("convolutional", filters=filters, size=1, stride=1, pad=1, activation="linear")

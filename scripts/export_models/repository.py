@@ -5,7 +5,6 @@ NAME/config.pbtxt, NAME/configs/cpu.pbtxt, NAME/1/model.onnx.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
@@ -15,6 +14,9 @@ from pathlib import Path
 from torch import nn
 
 from scripts.export_models.contract import ModelSpec, check_model_name
+from scripts.export_models.errors import DiskError
+from scripts.export_models.formats import DEFAULT_OPSET, Precision
+from scripts.export_models.half_precision import half_precision
 from scripts.export_models.onnx_file import check_parity, export_onnx
 from scripts.export_models.triton_config import Placement, config_text
 
@@ -34,27 +36,51 @@ class Exported:
     differences: Mapping[str, float]
 
 
-def export_model(repository: Path, name: str, module: nn.Module, spec: ModelSpec) -> Exported:
+def export_model(
+    repository: Path,
+    name: str,
+    module: nn.Module,
+    spec: ModelSpec,
+    *,
+    source_sha256: str,
+    precision: Precision = Precision.FP32,
+    opset: int = DEFAULT_OPSET,
+) -> Exported:
     """Exports ``module``, checks it, and puts it into ``repository`` as model ``name``.
 
     A model of that name is replaced as a whole, older versions included. Whatever goes wrong, the
     repository stays as it was: the new folder is made inside it under a hidden name (so on the same
     file system) and only renamed when complete.
 
+    Args:
+        repository: made where it does not exist.
+        name: of the model, and of its folder.
+        module: in FP32; with FP16, one that has a ``network``.
+        spec: its contract.
+        source_sha256: of the files that the module was made from, see ``config_text``.
+        precision: of the network in the ONNX file.
+        opset: see ``export_onnx``.
+
     Raises:
         ContractError: ``name`` is not usable.
+        WeightsError: a weight is beyond the range of ``precision``.
         ParityError: the ONNX file's answers differ from the module's.
-        OSError: the repository cannot be written.
+        DiskError: the repository cannot be written.
     """
     check_model_name(name)
-    model = export_onnx(module, spec)
-    differences = check_parity(module, model, spec)
-    sha256 = hashlib.sha256(model).hexdigest()
+    exported = half_precision(module) if precision is Precision.FP16 else module
+    model = export_onnx(exported, spec, opset=opset)
+    differences = check_parity(module, model, spec, precision=precision)
     files = {MODEL_FILE: model}
     for placement, file in CONFIG_FILES.items():
-        text = config_text(name, spec, placement, model_sha256=sha256)
+        text = config_text(name, spec, placement, source_sha256=source_sha256)
         files[file] = text.encode()
-    folder = _replace_folder(repository, name, files)
+    try:
+        folder = _replace_folder(repository, name, files)
+    except OSError as error:
+        raise DiskError(
+            f"{error.filename or repository}: {error.strerror}; the model repository is as it was"
+        ) from error
     return Exported(folder, {folder / f: len(data) for f, data in files.items()}, differences)
 
 
@@ -68,12 +94,12 @@ def _replace_folder(repository: Path, name: str, files: Mapping[Path, bytes]) ->
         for file, data in files.items():
             (complete / file).parent.mkdir(parents=True, exist_ok=True)
             (complete / file).write_bytes(data)
-        if target.exists():
-            os.replace(target, previous)  # a folder cannot be renamed over one that holds files
         try:
+            if target.exists():
+                os.replace(target, previous)  # a folder cannot be renamed over one that holds files
             os.replace(complete, target)
-        except OSError:
-            if previous.exists():
+        except BaseException:  # Ctrl-C as well: with the temporary folder goes what is in it
+            if previous.exists() and not target.exists():
                 os.replace(previous, target)
             raise
     return target

@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+import safetensors
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -126,20 +128,34 @@ def _listed(keys: Iterable[str]) -> str:
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def _read_state_dict(path: Path) -> object:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        safetensors.SafetensorError,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        kind = "safetensors" if path.suffix == ".safetensors" else "a PyTorch state dict"
+        raise WeightsError(f"{path}: cannot be read as {kind}: {reason}") from error
+
+
 def load_resnet50(path: Path) -> ResNet50:
     """A ResNet-50 without classifier, from a state dict with torchvision's names.
 
-    The width is that of ``conv1.weight``. Passed over are ``fc`` and, since only training needs
-    them, batch normalisation's step counters, which older files lack.
+    A file whose name ends in ``.safetensors`` is read as that, any other one by PyTorch. The width
+    is that of ``conv1.weight``. Passed over are ``fc`` and, since only training needs them, batch
+    normalisation's step counters, which older files lack.
 
     Raises:
         WeightsError: the file is no state dict, or that of another network.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: cannot be read as a PyTorch state dict: {reason}") from error
+    state = _read_state_dict(path)
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         raise WeightsError(f"{path}: is not a state dict (names to tensors)")
     given = {

@@ -47,15 +47,17 @@ class Placement(Enum):
     CPU = "cpu"
 
 
-def config_text(name: str, spec: ModelSpec, placement: Placement, *, model_sha256: str) -> str:
+def config_text(name: str, spec: ModelSpec, placement: Placement, *, source_sha256: str) -> str:
     """The text of a ``config.pbtxt``.
 
     Args:
         name: the model's name, as its folder's.
         spec: its contract.
         placement: which variant.
-        model_sha256: of the ONNX file, hexadecimal. ONNX Runtime names a kept TensorRT engine
-            after the graph, not after its weights, and would run the old one after training.
+        source_sha256: of the files that the model is made from, one after the other: the weights,
+            and the ``.cfg`` of a detector that is not an official one. Hexadecimal. ONNX Runtime
+            names a kept TensorRT engine after the graph's nodes, not after their values and sizes,
+            and would run the old one after training.
     """
     config = pb.ModelConfig(
         name=name,
@@ -82,7 +84,8 @@ def config_text(name: str, spec: ModelSpec, placement: Placement, *, model_sha25
         config.parameters[key].string_value = value
     if placement is Placement.GPU:
         config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
-        _accelerate(config, cache_prefix=f"{name}-{model_sha256[:12]}")
+        size = spec.input.dims[0]
+        _accelerate(config, cache_prefix=f"{name}-{size}-{source_sha256[:12]}")
         # An engine serves the batch sizes between the smallest and the largest it has seen, and is
         # built again for one outside: this makes it right for all, before the first request.
         config.model_warmup.append(_warmup("full_batch", spec.max_batch_size, spec.input))

@@ -18,6 +18,7 @@ from scripts.export_models.contract import MAX_DETECTIONS
 from scripts.export_models.errors import ContractError
 
 LEAKY_SLOPE: Final = 0.1
+# Inside the root: so darknet trains on a GPU, which its CPU code does not follow.
 BATCH_NORM_EPSILON: Final = 1e-5
 _BOX_VALUES: Final = 5  # tx, ty, tw, th, objectness, before the classes
 
@@ -101,6 +102,33 @@ class Darknet(nn.Module):
                 norm.running_mean.copy_(torch.from_numpy(learnt.batch_norm.mean))
                 norm.running_var.copy_(torch.from_numpy(learnt.batch_norm.variance))
 
+    def darknet_weights(self) -> dict[int, darknet.ConvolutionalWeights]:
+        """What ``darknet.write_weights`` writes for this network; copies, FP32."""
+
+        def array(tensor: Tensor | None) -> darknet.Float32Array:
+            assert tensor is not None
+            copied: darknet.Float32Array = tensor.detach().float().cpu().contiguous().numpy().copy()
+            return copied
+
+        weights: dict[int, darknet.ConvolutionalWeights] = {}
+        for index, layer in enumerate(self.network.layers):
+            if not isinstance(layer, darknet.Convolutional):
+                continue
+            block = self.blocks[index]
+            assert isinstance(block, nn.Sequential)
+            convolution, norm = block[0], block[1]
+            assert isinstance(convolution, nn.Conv2d)
+            kernel = array(convolution.weight)
+            if isinstance(norm, nn.BatchNorm2d):
+                learnt = darknet.BatchNorm(
+                    array(norm.weight), array(norm.running_mean), array(norm.running_var)
+                )
+                weights[index] = darknet.ConvolutionalWeights(array(norm.bias), learnt, kernel)
+            else:
+                bias = array(convolution.bias)
+                weights[index] = darknet.ConvolutionalWeights(bias, None, kernel)
+        return weights
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Raw output of every head, in the order of the ``.cfg``.
 
@@ -111,22 +139,25 @@ class Darknet(nn.Module):
             Per head FP32 [N, anchors * (5 + classes), rows, columns]: tx, ty, tw, th, objectness,
             then the classes, of the first anchor, then of the next; nothing squashed yet.
         """
+        outputs = self.outputs(images, len(self.blocks))
+        heads = zip(self.network.layers, outputs, strict=True)
+        return [output for layer, output in heads if isinstance(layer, darknet.Yolo)]
+
+    def outputs(self, images: Tensor, count: int) -> list[Tensor]:
+        """Outputs of the first ``count`` sections for ``images``, as ``forward`` takes them."""
         outputs: list[Tensor] = []
-        heads: list[Tensor] = []
         previous = images
-        for layer, block in zip(self.network.layers, self.blocks, strict=True):
+        for layer, block in zip(self.network.layers[:count], self.blocks[:count], strict=True):
             match layer:
                 case darknet.Shortcut(source):
                     previous = block(previous + outputs[source])
                 case darknet.Route(sources):
                     taken = [outputs[source] for source in sources]
                     previous = torch.cat(taken, dim=1) if len(taken) > 1 else taken[0]
-                case darknet.Yolo():
-                    heads.append(previous)
                 case _:
                     previous = block(previous)
             outputs.append(previous)
-        return heads
+        return outputs
 
 
 class Detector(nn.Module):

@@ -39,6 +39,24 @@ def test_an_embedder_takes_pixels_and_gives_a_vector() -> None:
     assert spec.parameters == {}
 
 
+def test_an_embedder_says_how_its_crops_are_cut_where_that_is_not_the_default() -> None:
+    assert embedder_spec(
+        size=224, dimension=8, crop_geometry="stretch", crop_margin=0
+    ) == embedder_spec(size=224, dimension=8)
+    for geometry in ("square", "pad"):
+        spec = embedder_spec(size=224, dimension=8, crop_geometry=geometry, crop_margin=0.125)
+        assert spec.parameters == {"crop_geometry": geometry, "crop_margin": "0.125"}
+    assert embedder_spec(size=224, dimension=8, crop_margin=1).parameters == {"crop_margin": "1"}
+
+
+def test_crops_are_cut_in_a_way_that_the_service_knows() -> None:
+    with pytest.raises(ContractError, match="crop geometry 'fit' is none of stretch, square, pad"):
+        embedder_spec(size=224, dimension=8, crop_geometry="fit")
+    for margin in (-0.01, 1.01, float("nan")):
+        with pytest.raises(ContractError, match=r"crop margin .* is outside 0\.\.1"):
+            embedder_spec(size=224, dimension=8, crop_margin=margin)
+
+
 @pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
 def test_thresholds_lie_between_0_and_1(value: float) -> None:
     for edge in (0.0, 1.0):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -9,12 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from scripts.export_models.contract import embedder_spec
-from scripts.export_models.errors import ContractError, ParityError
-from scripts.export_models.repository import export_model
+from scripts.export_models.errors import ContractError, DiskError, ParityError
+from scripts.export_models.repository import Exported, export_model
+from tests.scripts.export_models.limits import files_limited_to
 from tests.scripts.export_models.tiny_networks import MeanColour
 
 SPEC = embedder_spec(size=32, dimension=3)
 FILES = {"1/model.onnx", "config.pbtxt", "configs/cpu.pbtxt"}
+
+
+def export(
+    repository: Path, name: str = "mean-colour", module: nn.Module | None = None
+) -> Exported:
+    return export_model(repository, name, module or MeanColour(), SPEC, source_sha256="a1" * 32)
 
 
 class Unsteady(nn.Module):
@@ -36,20 +42,19 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_model_is_written_whole(tmp_path: Path) -> None:
     repository = tmp_path / "not" / "there" / "yet"
 
-    exported = export_model(repository, "mean-colour", MeanColour(), SPEC)
+    exported = export(repository)
 
     assert exported.folder == repository / "mean-colour"
     assert set(contents(exported.folder)) == FILES
     assert {p: p.stat().st_size for p in exported.sizes} == exported.sizes
     assert [path.name for path in repository.iterdir()] == ["mean-colour"]
-    digest = hashlib.sha256((exported.folder / "1/model.onnx").read_bytes()).hexdigest()
-    assert f"mean-colour-{digest[:12]}" in (exported.folder / "config.pbtxt").read_text()
+    assert '"mean-colour-32-a1a1a1a1a1a1"' in (exported.folder / "config.pbtxt").read_text()
 
 
 def test_another_user_may_read_what_is_written(tmp_path: Path) -> None:
     umask = os.umask(0o022)
     try:
-        folder = export_model(tmp_path, "mean-colour", MeanColour(), SPEC).folder
+        folder = export(tmp_path).folder
     finally:
         os.umask(umask)
     for path in (folder, *folder.rglob("*")):
@@ -60,7 +65,7 @@ def test_a_model_of_that_name_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "mean-colour" / "2").mkdir(parents=True)
     (tmp_path / "mean-colour" / "2" / "model.onnx").write_bytes(b"an older one")
 
-    export_model(tmp_path, "mean-colour", MeanColour(), SPEC)
+    export(tmp_path)
 
     assert set(contents(tmp_path / "mean-colour")) == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["mean-colour"]
@@ -73,27 +78,52 @@ def test_a_failed_check_leaves_the_repository_as_it_was(tmp_path: Path) -> None:
 
     for name in ("mean-colour", "another"):
         with pytest.raises(ParityError):
-            export_model(tmp_path, name, Unsteady(), SPEC)
+            export(tmp_path, name, Unsteady())
 
     assert contents(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["mean-colour"]
 
 
-def test_a_failed_write_leaves_the_model_in_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_leaves_the_model_in_use(tmp_path: Path) -> None:
+    (tmp_path / "mean-colour" / "1").mkdir(parents=True)
+    (tmp_path / "mean-colour" / "1" / "model.onnx").write_bytes(b"the one in use")
+    before = contents(tmp_path)
+
+    with (
+        files_limited_to(100),
+        pytest.raises(DiskError, match=r"File too large; the model repository is as it was"),
+    ):
+        export(tmp_path)
+
+    assert contents(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["mean-colour"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "raised"),
+    [
+        (PermissionError(13, "Permission denied"), DiskError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_what_stops_the_last_step_leaves_the_model_in_use(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: BaseException,
+    raised: type[BaseException],
 ) -> None:
-    export_model(tmp_path, "mean-colour", MeanColour(), SPEC)
+    export(tmp_path)
     before = contents(tmp_path)
     rename = os.replace
 
     def refuse_the_new_one(source: Path, target: Path) -> None:
         if source.name == "complete":
-            raise PermissionError("no")
+            raise failure
         rename(source, target)
 
     monkeypatch.setattr(os, "replace", refuse_the_new_one)
-    with pytest.raises(PermissionError):
-        export_model(tmp_path, "mean-colour", MeanColour(), SPEC)
+    with pytest.raises(raised):
+        export(tmp_path)
 
     assert contents(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["mean-colour"]
@@ -101,5 +131,5 @@ def test_a_failed_write_leaves_the_model_in_use(
 
 def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="model name"):
-        export_model(tmp_path / "repository", "../elsewhere", MeanColour(), SPEC)
+        export(tmp_path / "repository", "../elsewhere")
     assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scripts.export_models.errors import WeightsError
@@ -28,6 +29,30 @@ def tiny_state(*, classes: int | None = None) -> dict[str, Tensor]:
     return dict(ResNet50(base_width=2, classes=classes).state_dict())
 
 
+def published_shapes() -> dict[str, tuple[int, ...]]:
+    """torchvision's names and shapes: of its state dict of ResNet-50, without step counters."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def convolution(name: str, norm: str, *kernel: int) -> None:
+        shapes[f"{name}.weight"] = kernel
+        for value in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{norm}.{value}"] = kernel[:1]
+
+    convolution("conv1", "bn1", 64, 3, 7, 7)
+    channels = 64
+    for stage, (blocks, width) in enumerate([(3, 64), (4, 128), (6, 256), (3, 512)], start=1):
+        for block in range(blocks):
+            prefix = f"layer{stage}.{block}"
+            convolution(f"{prefix}.conv1", f"{prefix}.bn1", width, channels, 1, 1)
+            convolution(f"{prefix}.conv2", f"{prefix}.bn2", width, width, 3, 3)
+            convolution(f"{prefix}.conv3", f"{prefix}.bn3", 4 * width, width, 1, 1)
+            if block == 0:
+                shortcut = f"{prefix}.downsample"
+                convolution(f"{shortcut}.0", f"{shortcut}.1", 4 * width, channels, 1, 1)
+            channels = 4 * width
+    return shapes | {"fc.weight": (1000, 2048), "fc.bias": (1000,)}
+
+
 def test_the_full_network_is_the_published_one() -> None:
     with torch.device("meta"):  # counts without memory
         model = ResNet50(classes=1000)
@@ -35,9 +60,11 @@ def test_the_full_network_is_the_published_one() -> None:
     assert len(parameters) == 161
     assert sum(parameter.numel() for parameter in parameters.values()) == 25_557_032
     assert model.dimension == 2048
-    assert parameters["layer3.5.bn2.weight"].shape == (256,)
-    assert parameters["layer2.0.downsample.0.weight"].shape == (512, 256, 1, 1)
-    assert "layer2.1.downsample.0.weight" not in parameters
+    assert {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if not name.endswith(".num_batches_tracked")
+    } == published_shapes()
 
 
 def test_a_stage_strides_in_its_first_3x3() -> None:
@@ -86,6 +113,19 @@ def test_a_state_dict_loads_with_or_without_classifier(tmp_path: Path, classes: 
     assert not hasattr(model, "fc")
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, state[name], rtol=0, atol=0)
+
+
+def test_safetensors_are_read_too(tmp_path: Path) -> None:
+    state = tiny_state(classes=5)
+    save_file(state, tmp_path / "w.safetensors")
+    for name, tensor in load_resnet50(tmp_path / "w.safetensors").state_dict().items():
+        torch.testing.assert_close(tensor, state[name], rtol=0, atol=0)
+
+    (tmp_path / "w.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(WeightsError, match="cannot be read as safetensors"):
+        load_resnet50(tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match="cannot be read as safetensors"):
+        load_resnet50(tmp_path / "absent.safetensors")
 
 
 def test_step_counters_may_be_missing(tmp_path: Path) -> None:

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from scripts.export_models.contract import ModelSpec, detector_spec, embedder_spec
+from backend.serving import models
+from scripts.export_models.contract import (
+    CROP_GEOMETRIES,
+    ModelSpec,
+    detector_spec,
+    embedder_spec,
+)
 from scripts.export_models.triton_config import Placement, config_text
 
 LABELS = ("cat", "potted plant", 'a "quoted" \\ label', "Küche")
@@ -14,8 +22,18 @@ DETECTOR = detector_spec(size=320, labels=LABELS, score_threshold=0.3, nms_thres
 EMBEDDER = embedder_spec(size=160, dimension=512)
 
 
-def parsed(spec: ModelSpec, placement: Placement, *, model_sha256: str = "0" * 64) -> Any:
-    text = config_text("some-model", spec, placement, model_sha256=model_sha256)
+@dataclass
+class _Described:
+    """A model that is looked at and never run."""
+
+    spec: models.ModelSpec
+
+    async def infer(self, batch: Any) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+def parsed(spec: ModelSpec, placement: Placement, *, source_sha256: str = "0" * 64) -> Any:
+    text = config_text("some-model", spec, placement, source_sha256=source_sha256)
     return text_format.Parse(text, pb.ModelConfig())
 
 
@@ -55,8 +73,19 @@ def test_an_embedders_config_says_what_the_contract_does(placement: Placement) -
     assert not config.parameters
 
 
+@pytest.mark.parametrize("geometry", CROP_GEOMETRIES)
+@pytest.mark.parametrize("margin", [0, 0.15])
+def test_the_service_reads_how_crops_are_cut(tmp_path: Path, geometry: str, margin: float) -> None:
+    spec = embedder_spec(size=160, dimension=512, crop_geometry=geometry, crop_margin=margin)
+    for placement in Placement:
+        config = tmp_path / "config.pbtxt"
+        config.write_text(config_text("some-model", spec, placement, source_sha256="0" * 64))
+        embedder = models.Embedder(_Described(models.read_spec(config, sha256="0" * 64)))
+        assert (embedder.crop_geometry, embedder.crop_margin) == (geometry, margin)
+
+
 def test_production_runs_on_a_gpu_with_tensorrt_in_fp16() -> None:
-    config = parsed(DETECTOR, Placement.GPU, model_sha256="0123456789abcdef" * 4)
+    config = parsed(DETECTOR, Placement.GPU, source_sha256="0123456789abcdef" * 4)
     assert [group.kind for group in config.instance_group] == [pb.ModelInstanceGroup.KIND_GPU]
     (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert accelerator.name == "tensorrt"
@@ -65,7 +94,7 @@ def test_production_runs_on_a_gpu_with_tensorrt_in_fp16() -> None:
         "max_workspace_size_bytes": "1073741824",
         "trt_engine_cache_enable": "true",
         "trt_engine_cache_path": "/tmp/tensorrt",
-        "trt_engine_cache_prefix": "some-model-0123456789ab",
+        "trt_engine_cache_prefix": "some-model-320-0123456789ab",
     }
 
 

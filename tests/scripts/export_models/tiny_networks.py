@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scripts.export_models.darknet import Convolutional, Network, parse_cfg, read_weights
+from scripts.export_models.resnet50 import ResNet50
 from scripts.export_models.yolov3 import Darknet
 
 # Every kind of section, two heads, and each way that YOLOv3 and its relatives (tiny, SPP) pool.
@@ -153,6 +154,25 @@ def tiny_darknet(folder: Path, *, seed: int = 0) -> Darknet:
     model = Darknet(network)
     model.load_darknet_weights(read_weights(path, network))
     return model.eval()
+
+
+def tiny_resnet50() -> ResNet50:
+    """Random, with batch normalisations as if it had been trained."""
+    generator = torch.Generator().manual_seed(0)
+    network = ResNet50(base_width=2)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_in = module.weight[0].numel()
+                module.weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+            elif isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.weight.uniform_(0.5, 1.0, generator=generator)
+                module.bias.normal_(0, 0.2, generator=generator)
+                module.running_mean.normal_(0, 0.2, generator=generator)
+                module.running_var.uniform_(0.5, 1.5, generator=generator)
+    return network.eval()
 
 
 class MeanColour(nn.Module):

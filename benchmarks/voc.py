@@ -15,17 +15,18 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.vision.crops import crop_objects
 from backend.vision.decode import decode
 
 __all__ = [
     "DATA_VARIABLE",
     "MAX_PIXELS",
     "MIN_SIDE",
+    "Cut",
     "DescribedObjects",
     "VocObject",
     "VocPhoto",
     "describe_objects",
+    "objects_of",
     "read_split",
 ]
 
@@ -38,8 +39,13 @@ MAX_PIXELS: Final = 100_000_000
 MIN_SIDE: Final = 16
 """Pixels of a box's shorter side: a smaller crop shows too little to be told apart."""
 
-_IN_FLIGHT: Final = 4 * (os.cpu_count() or 1)
-"""Photos that are decoded and described together: enough that no core waits."""
+Cut = Callable[[NDArray[np.uint8], NDArray[np.float32]], NDArray[np.uint8]]
+"""Makes crops, uint8 [N, …], of a photo, RGB uint8 [H, W, 3], and boxes in it, float32 [N, 4]."""
+
+_PHOTOS_PER_BATCH: Final = 32
+"""Whose objects are described together: more than a model's largest batch."""
+_IN_FLIGHT: Final = 1 + (os.cpu_count() or 1)
+"""Batches that are cut and described at a time: enough that no core waits."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,11 @@ class VocPhoto:
     path: Path
     objects: tuple[VocObject, ...]
 
+    @property
+    def labels(self) -> frozenset[str]:
+        """Those of its objects that are not marked difficult."""
+        return frozenset(found.label for found in self.objects if not found.difficult)
+
     def pixels(self) -> NDArray[np.uint8]:
         """The photo as the service sees it: RGB uint8 [H, W, 3], upright."""
         return decode(self.path.read_bytes(), max_pixels=MAX_PIXELS)
@@ -73,7 +84,8 @@ class VocPhoto:
 class DescribedObjects:
     """N objects and a vector for each.
 
-    `photos` int64 [N] are indices of the photos they are in, `vectors` is float32 [N, D].
+    `photos` int64 [N] are indices of the photos they are in, `vectors` is float32 [N, D], or of
+    several crops of each, [N, crops, D].
     """
 
     labels: tuple[str, ...]
@@ -99,44 +111,58 @@ def read_split(folder: Path, *, limit: int | None = None) -> list[VocPhoto]:
     return photos
 
 
+def objects_of(photos: Sequence[VocPhoto], *, difficult: bool) -> list[tuple[int, VocObject]]:
+    """The objects that count in retrieval, each with its photo's index, in the photos' order.
+
+    They are those whose shorter side has at least MIN_SIDE pixels; `difficult` says whether ones
+    that are marked so take part.
+    """
+    return [
+        (index, found)
+        for index, photo in enumerate(photos)
+        for found in photo.objects
+        if found.short_side >= MIN_SIDE and (difficult or not found.difficult)
+    ]
+
+
 async def describe_objects(
     photos: Sequence[VocPhoto],
     describe: Callable[[NDArray[np.uint8]], Awaitable[NDArray[np.float32]]],
     *,
-    crop_size: int,
+    cut: Cut,
     difficult: bool,
 ) -> DescribedObjects:
-    """A vector for each annotated object whose shorter side has at least MIN_SIDE pixels.
+    """A vector, or several, for each of `objects_of`, in the same order.
 
     Args:
         photos: where to look.
-        describe: makes float32 [N, D] of crops, RGB uint8 [N, crop_size, crop_size, 3].
-        crop_size: side of the crops in pixels.
+        describe: makes float32 [N, …] of what `cut` gives.
+        cut: makes uint8 [N, …] of a photo and its boxes.
         difficult: whether objects that are marked so take part.
     """
     turn = asyncio.Semaphore(_IN_FLIGHT)
+    chosen = objects_of(photos, difficult=difficult)
+    boxes: dict[int, list[tuple[float, float, float, float]]] = {}
+    for index, found in chosen:
+        boxes.setdefault(index, []).append(found.box)
 
-    async def one(photo: VocPhoto, objects: Sequence[VocObject]) -> NDArray[np.float32]:
+    def crops(index: int) -> NDArray[np.uint8]:
+        return cut(photos[index].pixels(), np.array(boxes[index], np.float32))
+
+    async def batch(indices: Sequence[int]) -> NDArray[np.float32]:
         async with turn:
-            return await describe(await asyncio.to_thread(_crops, photo, objects, crop_size))
+            parts = await asyncio.gather(*(asyncio.to_thread(crops, index) for index in indices))
+            return await describe(np.concatenate(parts))
 
-    labels: list[str] = []
-    indices: list[int] = []
-    waiting = []
-    for index, photo in enumerate(photos):
-        chosen = [
-            found
-            for found in photo.objects
-            if found.short_side >= MIN_SIDE and (difficult or not found.difficult)
-        ]
-        if chosen:
-            labels += [found.label for found in chosen]
-            indices += [index] * len(chosen)
-            waiting.append(one(photo, chosen))
-    vectors = np.concatenate(await asyncio.gather(*waiting))
-    return DescribedObjects(tuple(labels), np.array(indices, np.int64), vectors)
-
-
-def _crops(photo: VocPhoto, objects: Sequence[VocObject], size: int) -> NDArray[np.uint8]:
-    boxes = np.array([found.box for found in objects], np.float32)
-    return crop_objects(photo.pixels(), boxes, size)
+    indices = list(boxes)
+    parts = await asyncio.gather(
+        *(
+            batch(indices[start : start + _PHOTOS_PER_BATCH])
+            for start in range(0, len(indices), _PHOTOS_PER_BATCH)
+        )
+    )
+    return DescribedObjects(
+        tuple(found.label for _, found in chosen),
+        np.array([index for index, _ in chosen], np.int64),
+        np.concatenate(parts),
+    )

@@ -1,1 +1,3 @@
-"""How good the service's answers are on annotated photos: retrieval of objects, and detection."""
+"""How good the service's answers are on annotated photos: detection, and retrieval of objects and
+of whole photos.
+"""

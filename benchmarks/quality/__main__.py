@@ -2,185 +2,291 @@
 
 import argparse
 import asyncio
-import os
-import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from backend.serving.models import Detector, Embedder, default_pair
-from backend.serving.onnx import OnnxServer
-from backend.settings import Settings
+from backend.logs import configure_logging
+from backend.serving.models import Detector, Embedder, Model
+from backend.vision.crops import crop_objects
+from benchmarks.models import cut_for, model_in_use
 from benchmarks.quality.detection import (
     CURVE_NMS_THRESHOLD,
     CURVE_SCORE_THRESHOLD,
+    DetectorQuality,
     measure_detector,
 )
-from benchmarks.quality.retrieval import (
-    TOP_K,
-    chance_precision,
-    colour_histograms,
-    label_matches,
-    label_precision,
+from benchmarks.quality.examples import Examples
+from benchmarks.quality.histograms import colour_histograms
+from benchmarks.quality.photos import PhotoSearches, measure_photos
+from benchmarks.reporting import add_common_arguments, environment, rounded, write_json
+from benchmarks.retrieval import TOP_K, Ranking, chance_of, rank_objects, retrieval_quality
+from benchmarks.voc import (
+    MIN_SIDE,
+    Cut,
+    DescribedObjects,
+    VocPhoto,
+    describe_objects,
+    read_split,
 )
-from benchmarks.reporting import environment, write_json
-from benchmarks.voc import DATA_VARIABLE, MIN_SIDE, VocPhoto, describe_objects, read_split
 
-MAP50_OF_TRAINING_SCRIPT: Final = {"yolov3-small": 0.171}
-"""VOC mAP@0.5 at input 320 that the script which trained the committed weights printed for the
-same 500 photos, from the network in bfloat16, before it was exported."""
+_PACKAGES: Final = ("aiohttp", "pycocotools", "scikit-learn")
+"""What these figures depend on besides."""
+_COLUMNS: Final = 130
+"""Of the table, also where the output goes to a file."""
 
 
-async def measure(data: Path, gallery_photos: int | None) -> dict[str, Any]:
-    """The whole report. Photos are those of `data`/train (at most `gallery_photos`) and /val."""
-    cv2.setNumThreads(1)  # photos already run side by side, as in the service
+async def measure(
+    data: Path,
+    gallery_photos: int | None,
+    *,
+    pictures: Path | None = None,
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    """The whole report. Photos are those of `data`/train (at most `gallery_photos`) and /val.
+
+    Args:
+        data: folder of both splits.
+        gallery_photos: how many photos of train to use, None for all.
+        pictures: a PNG file to write, showing searches that went well and badly.
+        log: takes a line whenever a part begins.
+    """
     train, val = read_split(data / "train", limit=gallery_photos), read_split(data / "val")
-    settings = Settings.load()
-    pair = default_pair(settings.model_repository)
-    server = OnnxServer(settings.model_repository)
-    try:
-        detector_model = await server.load(settings.detector_model or pair[0])
-        embedder_model = await server.load(settings.embedder_model or pair[1])
-        detector, embedder = Detector(detector_model), Embedder(embedder_model)
-        return {
-            **environment(),
-            "models": {
-                model.spec.name: {"input": size, "sha256": model.spec.sha256}
-                for model, size in (
-                    (detector_model, detector.size),
-                    (embedder_model, embedder.size),
-                )
-            },
-            "detector": await _detector(val, detector),
-            "retrieval": await _retrieval(train, val, embedder),
-        }
-    finally:
-        await server.close()
-
-
-async def _detector(val: list[VocPhoto], detector: Detector) -> dict[str, Any]:
-    quality = await measure_detector(val, detector)
-    reference = MAP50_OF_TRAINING_SCRIPT.get(detector.name)
-    point = quality.operating_point
-    return {
-        "map50": round(quality.map50, 4),
-        "map50_training_script": reference,
-        "map50_difference": None if reference is None else round(quality.map50 - reference, 4),
-        "score_threshold": CURVE_SCORE_THRESHOLD,
-        "nms_threshold": CURVE_NMS_THRESHOLD,
-        "average_precision": {
-            label: round(value, 4) for label, value in quality.average_precisions.items()
+    async with model_in_use("detector") as detector_model, model_in_use("embedder") as model:
+        detector, embedder = Detector(detector_model), Embedder(model)
+        log(f"detecting objects in {len(val)} photos")
+        detection = await measure_detector(val, detector)
+        retrieval, ranking = await _retrieval(train, val, embedder, log)
+    searches = await measure_photos(train, val, log)
+    report = {
+        **environment(*_PACKAGES),
+        "models": {
+            **_model(detector_model, input=detector.size),
+            **_model(
+                model,
+                input=embedder.size,
+                crop_geometry=embedder.crop_geometry,
+                crop_margin=embedder.crop_margin,
+            ),
         },
-        "operating_point": {
-            "score_threshold": detector.score_threshold,
-            "nms_threshold": detector.nms_threshold,
-            "precision": round(point.precision, 4),
-            "recall": round(point.recall, 4),
-            "f1": round(point.f1, 4),
-        },
-        "photos": len(val),
-        "photos_with_more_candidates": quality.saturated_photos,
+        "detector": _detector(detection, detector, photos=len(val)),
+        "retrieval": retrieval,
+        "photos": _photos(searches, train, val),
     }
+    if pictures:
+        log(f"drawing {pictures}")
+        subtitle = f"{' and '.join(report['models'])}, {len(train):,} photos"
+        examples = Examples(train, val, detection.found, detector.labels)
+        examples.draw(pictures, subtitle, ranking, searches)
+    return report
+
+
+def _model(model: Model, **described: Any) -> dict[str, Any]:
+    return {model.spec.name: {**described, "sha256": model.spec.sha256}}
+
+
+def _detector(quality: DetectorQuality, detector: Detector, *, photos: int) -> dict[str, Any]:
+    point = quality.operating_point
+    return rounded(
+        {
+            "map50": quality.map50,
+            "map": quality.map,
+            "score_threshold": CURVE_SCORE_THRESHOLD,
+            "nms_threshold": CURVE_NMS_THRESHOLD,
+            "per_class": {
+                label: {"ap50": quality.ap50[label], "ap": quality.ap[label]}
+                for label in quality.ap50
+            },
+            "operating_point": {
+                "score_threshold": detector.score_threshold,
+                "nms_threshold": detector.nms_threshold,
+                "precision": point.precision,
+                "recall": point.recall,
+                "f1": point.f1,
+            },
+            "photos": photos,
+            "photos_with_more_candidates": quality.saturated_photos,
+        }
+    )
 
 
 async def _retrieval(
-    train: list[VocPhoto], val: list[VocPhoto], embedder: Embedder
-) -> dict[str, Any]:
+    train: list[VocPhoto], val: list[VocPhoto], embedder: Embedder, log: Callable[[str], None]
+) -> tuple[dict[str, Any], Ranking]:
+    """The part of the report, and how the embeddings rank."""
+
     async def histograms(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         return await asyncio.to_thread(colour_histograms, crops)
 
-    size = embedder.size
-    with tempfile.TemporaryDirectory() as folder:
-        precisions = {}
-        for kind, describe in (("embedding", embedder.embed), ("histogram", histograms)):
-            gallery = await describe_objects(train, describe, crop_size=size, difficult=True)
-            queries = await describe_objects(val, describe, crop_size=size, difficult=False)
-            matches = await label_matches(Path(folder) / kind, gallery, queries)
-            precisions[kind] = label_precision(matches, queries.labels)
-    chance, chance_of = chance_precision(gallery.labels, queries.labels)
-    overall, of = precisions["embedding"]
-    histogram, histogram_of = precisions["histogram"]
-    return {
-        "p_at_1": round(overall.p_at_1, 4),
-        "p_at_10": round(overall.p_at_10, 4),
-        "chance": round(chance, 4),
-        "histogram_p_at_1": round(histogram.p_at_1, 4),
-        "histogram_p_at_10": round(histogram.p_at_10, 4),
-        "per_class": {
-            label: {
-                "p_at_1": round(of[label].p_at_1, 4),
-                "p_at_10": round(of[label].p_at_10, 4),
-                "chance": round(chance_of[label], 4),
-                "histogram_p_at_10": round(histogram_of[label].p_at_10, 4),
-                "gallery": gallery.labels.count(label),
-                "queries": queries.labels.count(label),
-            }
-            for label in of
-        },
-        "gallery_objects": len(gallery),
-        "gallery_photos": len(train),
-        "query_objects": len(queries),
-        "query_photos": len(val),
-        "min_side_px": MIN_SIDE,
+    def stretched(photo: NDArray[np.uint8], boxes: NDArray[np.float32]) -> NDArray[np.uint8]:
+        # The box and nothing else, however the embedder's crops are cut.
+        return crop_objects(photo, boxes, embedder.size)
+
+    async def ranked(
+        describe: Callable[..., Any], cut: Cut
+    ) -> tuple[DescribedObjects, DescribedObjects, Ranking]:
+        gallery = await describe_objects(train, describe, cut=cut, difficult=True)
+        queries = await describe_objects(val, describe, cut=cut, difficult=False)
+        return gallery, queries, await asyncio.to_thread(rank_objects, gallery, queries)
+
+    log(f"embedding the objects of {len(train)} and {len(val)} photos")
+    gallery, queries, ranking = await ranked(embedder.embed, cut_for(embedder))
+    *_, by_colour = await ranked(histograms, stretched)
+    overall, of = retrieval_quality(ranking, queries.labels)
+    histogram, histogram_of = retrieval_quality(by_colour, queries.labels)
+    chance, chance_per_label = chance_of(gallery.labels, queries.labels)
+    report = rounded(
+        {
+            **asdict(overall),
+            "chance": chance.precision,
+            "chance_map": chance.map,
+            **{f"histogram_{key}": value for key, value in asdict(histogram).items()},
+            "per_class": {
+                label: {
+                    **asdict(of[label]),
+                    "chance": chance_per_label[label].precision,
+                    "histogram_p_at_10": histogram_of[label].p_at_10,
+                    "gallery": gallery.labels.count(label),
+                    "queries": queries.labels.count(label),
+                }
+                for label in of
+            },
+            "gallery_objects": len(gallery),
+            "gallery_photos": len(train),
+            "query_objects": len(queries),
+            "query_photos": len(val),
+            "min_side_px": MIN_SIDE,
+        }
+    )
+    return report, ranking
+
+
+def _photos(searches: PhotoSearches, train: list[VocPhoto], val: list[VocPhoto]) -> dict[str, Any]:
+    labels = [val[index].labels for index in searches.queries]
+
+    def means(chosen: NDArray[np.bool_]) -> dict[str, float]:
+        return {
+            "p_at_1": float(searches.matches[chosen, 0].mean()),
+            "p_at_10": float(searches.precisions[chosen].mean()),
+            "chance": float(searches.chances[chosen].mean()),
+        }
+
+    shows = {
+        label: np.array([label in of for of in labels]) for label in sorted(set().union(*labels))
     }
+    return rounded(
+        {
+            **means(np.ones(len(labels), bool)),
+            "per_class": {
+                label: {**means(chosen), "queries": int(chosen.sum())}
+                for label, chosen in shows.items()
+            },
+            "gallery_photos": len(train),
+            "query_photos": len(labels),
+        }
+    )
 
 
 def render(report: dict[str, Any]) -> Table:
     """The report as one table: a row for each label, the whole at the end."""
-    detector, retrieval = report["detector"], report["retrieval"]
+    detector, retrieval, photos = report["detector"], report["retrieval"], report["photos"]
     point = detector["operating_point"]
-    reference = detector["map50_training_script"]
     table = Table(
-        title=f"Retrieval of {retrieval['query_objects']} objects among"
-        f" {retrieval['gallery_objects']}, detection in {detector['photos']} photos",
-        caption=f"mAP@0.5 {detector['map50']:.3f}"
-        + ("" if reference is None else f" (training script: {reference:.3f})")
-        + f"; at the model's own score threshold of {point['score_threshold']}: precision"
-        f" {point['precision']:.3f}, recall {point['recall']:.3f}, F1 {point['f1']:.3f}",
+        title=f"{retrieval['query_objects']:,} objects among {retrieval['gallery_objects']:,};"
+        f" {photos['query_photos']:,} photos among {photos['gallery_photos']:,};"
+        f" detection in {detector['photos']:,} photos",
+        caption=f"Chance of objects: {retrieval['chance']:.3f}, of their mAP"
+        f" {retrieval['chance_map']:.3f}; by colour histograms: P@1"
+        f" {retrieval['histogram_p_at_1']:.3f}, mAP {retrieval['histogram_map']:.3f}. Detector at"
+        f" its own score threshold of {point['score_threshold']}: precision"
+        f" {point['precision']:.3f}, recall {point['recall']:.3f}, F1 {point['f1']:.3f}.",
     )
     table.add_column("label")
-    for title in ("queries", "P@1", f"P@{TOP_K}", "chance", f"histogram P@{TOP_K}", "AP@0.5"):
+    for title in (
+        "objects",
+        "P@1",
+        f"P@{TOP_K}",
+        "mAP",
+        "chance",
+        f"colour P@{TOP_K}",
+        "photos",
+        "P@1",
+        f"P@{TOP_K}",
+        "chance",
+        "AP@.5",
+        "AP@.5:.95",
+    ):
         table.add_column(title, justify="right")
-    for label, row in retrieval["per_class"].items():
-        precision = detector["average_precision"].get(label)
-        table.add_row(
+    for label in sorted({*retrieval["per_class"], *photos["per_class"], *detector["per_class"]}):
+        of_detector = detector["per_class"].get(label, {})
+        _add_row(
+            table,
             label,
-            str(row["queries"]),
-            *(f"{row[key]:.3f}" for key in ("p_at_1", "p_at_10", "chance", "histogram_p_at_10")),
-            "" if precision is None else f"{precision:.3f}",
+            retrieval["per_class"].get(label, {}),
+            photos["per_class"].get(label, {}),
+            (of_detector.get("ap50"), of_detector.get("ap")),
         )
     table.add_section()
-    table.add_row(
+    _add_row(
+        table,
         "all",
-        str(retrieval["query_objects"]),
-        *(f"{retrieval[key]:.3f}" for key in ("p_at_1", "p_at_10", "chance", "histogram_p_at_10")),
-        f"{detector['map50']:.3f}",
+        {**retrieval, "queries": retrieval["query_objects"]},
+        {**photos, "queries": photos["query_photos"]},
+        (detector["map50"], detector["map"]),
         style="bold",
     )
     return table
 
 
+def _add_row(
+    table: Table,
+    label: str,
+    objects: dict[str, Any],
+    photos: dict[str, Any],
+    precisions: tuple[float | None, float | None],
+    *,
+    style: str | None = None,
+) -> None:
+    values = (
+        objects.get("queries"),
+        *(objects.get(key) for key in ("p_at_1", "p_at_10", "map", "chance", "histogram_p_at_10")),
+        photos.get("queries"),
+        *(photos.get(key) for key in ("p_at_1", "p_at_10", "chance")),
+        *precisions,
+    )
+    shown = (
+        "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+        for value in values
+    )
+    table.add_row(label, *shown, style=style)
+
+
 def main() -> None:
     """Parses the command line, measures and reports."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
-    data = os.environ.get(DATA_VARIABLE)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=data and Path(data),
-        required=not data,
-        help=f"folder with train/ and val/ (default: the environment variable {DATA_VARIABLE})",
-    )
+    add_common_arguments(parser)
     parser.add_argument("--gallery", type=int, metavar="N", help="use N photos of train, not all")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="FILE.png", help="draw the best and the worst searches"
+    )
     arguments = parser.parse_args()
-    report = asyncio.run(measure(arguments.data, arguments.gallery))
-    Console().print(render(report))
+    configure_logging("WARNING")  # the service's, which runs in this process
+    progress = Console(stderr=True)
+    report = asyncio.run(
+        measure(
+            arguments.data,
+            arguments.gallery,
+            pictures=arguments.pictures,
+            log=lambda message: progress.print(message, style="dim"),
+        )
+    )
+    Console(width=_COLUMNS).print(render(report))
     if arguments.json:
         write_json(arguments.json, report)
 

@@ -24,7 +24,7 @@ _MIN_IOU: Final = 0.5
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Over all labels together: one count of true, false and missed."""
+    """Over all labels that are annotated: one count of true, false and missed."""
 
     precision: float
     recall: float
@@ -71,9 +71,14 @@ class DetectorEvaluation:
         return float(np.mean(list(self.average_precisions().values())))
 
     def precision_recall(self) -> PrecisionRecall:
-        """Of all detections that were added, whatever their scores."""
-        detections = sum(map(len, self._correct.values()))
-        correct = sum(map(sum, self._correct.values()))
+        """Of all detections that were added, whatever their scores.
+
+        Labels that no object has are left out: a detector may know more than the photos' annotators
+        have looked for.
+        """
+        labels = [label for label, objects in self._objects.items() if objects]
+        detections = sum(len(self._correct[label]) for label in labels)
+        correct = sum(sum(self._correct[label]) for label in labels)
         objects = sum(self._objects.values())
         return PrecisionRecall(
             precision=correct / detections if detections else 0.0,

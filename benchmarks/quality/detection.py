@@ -9,9 +9,10 @@ from typing import Final
 import numpy as np
 
 from backend.serving.models import Candidates, Detector
-from backend.vision.detections import select_detections
+from backend.vision.detections import Detections, select_detections
 from backend.vision.letterbox import Letterbox, letterbox
 from benchmarks.quality.average_precision import DetectorEvaluation, PrecisionRecall
+from benchmarks.quality.coco import coco_average_precisions
 from benchmarks.voc import VocPhoto
 
 __all__ = ["CURVE_NMS_THRESHOLD", "CURVE_SCORE_THRESHOLD", "DetectorQuality", "measure_detector"]
@@ -19,7 +20,7 @@ __all__ = ["CURVE_NMS_THRESHOLD", "CURVE_SCORE_THRESHOLD", "DetectorQuality", "m
 CURVE_SCORE_THRESHOLD: Final = 0.01
 """In place of the model's own: average precision needs the whole curve, this is its tail's end."""
 CURVE_NMS_THRESHOLD: Final = 0.45
-"""As in the evaluation that the training script ran."""
+"""The same whatever a model is set to, so that curves of different models compare."""
 
 _IN_FLIGHT: Final = 4 * (os.cpu_count() or 1)
 
@@ -28,20 +29,32 @@ _IN_FLIGHT: Final = 4 * (os.cpu_count() or 1)
 class DetectorQuality:
     """What `measure_detector` finds.
 
-    `average_precisions` are those of each label at IoU 0.5 over the whole curve, `map50` their
-    mean; `operating_point` is at the model's own thresholds. `saturated_photos` counts the photos
-    whose last candidate was still above CURVE_SCORE_THRESHOLD: there the model's limit on
-    candidates has cut the curve short.
+    `ap50` is VOC's average precision of each label at IoU 0.5, `ap` COCO's, the mean over IoUs from
+    0.5 to 0.95; both over the whole curve. `operating_point` and `found`, what was detected in each
+    photo, are at the model's own thresholds. `saturated_photos` counts the photos whose last
+    candidate was still above CURVE_SCORE_THRESHOLD: there the model's limit on candidates has cut
+    the curve short.
     """
 
-    map50: float
-    average_precisions: dict[str, float]
+    ap50: dict[str, float]
+    ap: dict[str, float]
     operating_point: PrecisionRecall
+    found: list[Detections]
     saturated_photos: int
+
+    @property
+    def map50(self) -> float:
+        """mAP@0.5, the mean of `ap50`."""
+        return float(np.mean(list(self.ap50.values())))
+
+    @property
+    def map(self) -> float:
+        """mAP@[.5:.95], the mean of `ap`."""
+        return float(np.mean(list(self.ap.values())))
 
 
 async def measure_detector(photos: Sequence[VocPhoto], detector: Detector) -> DetectorQuality:
-    """VOC's mean average precision, and precision and recall as the service is set."""
+    """Average precision, and precision and recall as the service is set."""
     turn = asyncio.Semaphore(_IN_FLIGHT)
 
     async def detect(photo: VocPhoto) -> tuple[Candidates, Letterbox]:
@@ -51,15 +64,9 @@ async def measure_detector(photos: Sequence[VocPhoto], detector: Detector) -> De
             [candidates] = await detector.detect(square[np.newaxis])
             return candidates, placement
 
-    answers = await asyncio.gather(*map(detect, photos))
-    curve, operating = DetectorEvaluation(detector.labels), DetectorEvaluation(detector.labels)
-    settings = (
-        (curve, CURVE_SCORE_THRESHOLD, CURVE_NMS_THRESHOLD),
-        (operating, detector.score_threshold, detector.nms_threshold),
-    )
-    for photo, (candidates, placement) in zip(photos, answers, strict=True):
-        for evaluation, score_threshold, nms_threshold in settings:
-            found = select_detections(
+    def select(score_threshold: float, nms_threshold: float) -> list[Detections]:
+        return [
+            select_detections(
                 candidates.boxes,
                 candidates.scores,
                 candidates.labels,
@@ -67,11 +74,22 @@ async def measure_detector(photos: Sequence[VocPhoto], detector: Detector) -> De
                 score_threshold=score_threshold,
                 nms_threshold=nms_threshold,
             )
-            evaluation.add(found, photo.objects)
+            for candidates, placement in answers
+        ]
+
+    answers = await asyncio.gather(*map(detect, photos))
+    truth = [photo.objects for photo in photos]
+    on_curve = select(CURVE_SCORE_THRESHOLD, CURVE_NMS_THRESHOLD)
+    found = select(detector.score_threshold, detector.nms_threshold)
+    curve, operating = DetectorEvaluation(detector.labels), DetectorEvaluation(detector.labels)
+    for evaluation, detections in ((curve, on_curve), (operating, found)):
+        for of_photo, objects in zip(detections, truth, strict=True):
+            evaluation.add(of_photo, objects)
     return DetectorQuality(
-        map50=curve.mean_average_precision(),
-        average_precisions=curve.average_precisions(),
+        ap50=curve.average_precisions(),
+        ap=coco_average_precisions(on_curve, truth, detector.labels),
         operating_point=operating.precision_recall(),
+        found=found,
         saturated_photos=sum(
             bool(candidates.scores[-1] >= CURVE_SCORE_THRESHOLD) for candidates, _ in answers
         ),

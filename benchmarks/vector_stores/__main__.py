@@ -2,20 +2,17 @@
 
 import argparse
 import asyncio
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import cv2
 from rich.console import Console
 from rich.table import Table
 
-from backend.serving.models import Embedder, default_pair
-from backend.serving.onnx import OnnxServer
-from backend.settings import Settings
-from benchmarks.reporting import environment, write_json
+from backend.serving.models import Embedder
+from benchmarks.models import cut_for, model_in_use
+from benchmarks.reporting import add_common_arguments, environment, write_json
 from benchmarks.vector_stores.embedded import TARGETS, measure_embedded
 from benchmarks.vector_stores.vectors import NOISE, expansion, make_queries, multiply
 from benchmarks.vector_stores.versions import (
@@ -26,7 +23,7 @@ from benchmarks.vector_stores.versions import (
     measure_case,
     measure_request_size,
 )
-from benchmarks.voc import DATA_VARIABLE, DescribedObjects, describe_objects, read_split
+from benchmarks.voc import DescribedObjects, describe_objects, read_split
 
 _DIMENSIONS: Final = (512, 2048)
 """Of the small embedder and of the full one."""
@@ -47,14 +44,11 @@ async def _embed(
     data: Path, photos: int | None
 ) -> tuple[DescribedObjects, DescribedObjects, Embedder]:
     """Objects of train (of at most `photos` photos) and of val, with the embedder that was used."""
-    settings = Settings.load()
-    server = OnnxServer(settings.model_repository)
-    try:
-        name = settings.embedder_model or default_pair(settings.model_repository)[1]
-        embedder = Embedder(await server.load(name))
+    async with model_in_use("embedder") as model:
+        embedder = Embedder(model)
         train, val = [
             await describe_objects(
-                split, embedder.embed, crop_size=embedder.size, difficult=difficult
+                split, embedder.embed, cut=cut_for(embedder), difficult=difficult
             )
             for split, difficult in (
                 (read_split(data / "train", limit=photos), True),
@@ -62,8 +56,6 @@ async def _embed(
             )
         ]
         return train, val, embedder
-    finally:
-        await server.close()
 
 
 def _embedded_table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -257,14 +249,7 @@ def _compare(
 def main() -> None:
     """Parses the command line, measures and reports."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.vector_stores", description=__doc__)
-    data = os.environ.get(DATA_VARIABLE)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=data and Path(data),
-        required=not data,
-        help=f"folder with train/ and val/ (default: the environment variable {DATA_VARIABLE})",
-    )
+    add_common_arguments(parser)
     parser.add_argument(
         "--objects", type=int, default=40_000, metavar="N", help="objects to search (40000)"
     )
@@ -280,9 +265,7 @@ def main() -> None:
         help="also compare versions and indexes of Milvus Lite; installs them from the package"
         " index into temporary environments",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
     arguments = parser.parse_args()
-    cv2.setNumThreads(1)  # photos already run side by side, as in the service
     report = _measure(arguments, Console(width=_COLUMNS))
     if arguments.json:
         write_json(arguments.json, report)

@@ -131,6 +131,13 @@ def test_precision_and_recall_over_all_labels() -> None:
     assert result.f1 == pytest.approx(4 / 7)
 
 
+def test_labels_that_were_not_annotated_are_not_judged() -> None:
+    evaluation = cats_and_dogs()
+    evaluation.add(detections((1, 0.9, FAR_BOX), (0, 0.8, CAT_BOX)), [cat()])
+    result = evaluation.precision_recall()
+    assert (result.precision, result.recall) == (1, 1)
+
+
 def test_nothing_detected_is_no_precision_rather_than_an_error() -> None:
     evaluation = cats_and_dogs()
     evaluation.add(detections(), [cat()])

@@ -1,0 +1,47 @@
+"""The models that the service would use, loaded as it loads them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Literal
+
+import cv2
+
+from backend.serving.models import Embedder, Model, default_pair
+from backend.serving.onnx import OnnxServer
+from backend.settings import Settings
+from backend.vision.crops import crop_objects
+from benchmarks.voc import Cut
+
+__all__ = ["cut_for", "model_in_use"]
+
+
+@asynccontextmanager
+async def model_in_use(kind: Literal["detector", "embedder"]) -> AsyncIterator[Model]:
+    """The model that MODEL_REPOSITORY, DETECTOR_MODEL and EMBEDDER_MODEL choose.
+
+    Raises:
+        ConfigurationError: there is no such model, or it is damaged.
+    """
+    cv2.setNumThreads(1)  # photos already run side by side, as in the service
+    settings = Settings.load()
+    detector, embedder = default_pair(settings.model_repository)
+    names = {
+        "detector": settings.detector_model or detector,
+        "embedder": settings.embedder_model or embedder,
+    }
+    server = OnnxServer(settings.model_repository)
+    try:
+        yield await server.load(names[kind])
+    finally:
+        await server.close()
+
+
+def cut_for(embedder: Embedder) -> Cut:
+    """Cuts objects out as the service does for this embedder."""
+    return partial(
+        crop_objects,
+        size=embedder.size,
+        geometry=embedder.crop_geometry,
+        margin=embedder.crop_margin,
+    )

@@ -9,7 +9,7 @@ import pytest
 from backend.app import Services, open_services
 from backend.settings import Settings
 from tests.photos import write_photos
-from tests.service import Service, start
+from tests.service import SMALL_PAIR, Service, start
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,8 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Settings of a service of the test's own."""
-    return Settings(port=0, data_dir=tmp_path / "data")
+    small_pair = {name.lower(): model for name, model in SMALL_PAIR.items()}
+    return Settings.load(port=0, data_dir=tmp_path / "data", **small_pair)
 
 
 @pytest.fixture

@@ -23,6 +23,9 @@ AS_A_USER = (
     ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
 )
 
+# Which models are the default depends on whether the official ones are exported in this checkout.
+SMALL_PAIR = {"DETECTOR_MODEL": "yolov3-small", "EMBEDDER_MODEL": "resnet50-small"}
+
 _SETTINGS = {name.upper() for name in Settings.model_fields}
 _READY_SECONDS = 60
 _TIMEOUT = 120
@@ -109,11 +112,12 @@ def start(
         *("--data-dir", str(data_dir)),
         *flags,
     ]
+    environment = {name: value for name, value in os.environ.items() if name not in _SETTINGS}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
             cwd=REPOSITORY,
-            env={name: value for name, value in os.environ.items() if name not in _SETTINGS},
+            env=environment | SMALL_PAIR,
             stdin=subprocess.DEVNULL,
             stderr=output,
             stdout=output,

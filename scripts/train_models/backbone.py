@@ -91,7 +91,7 @@ class BackboneTask:
             with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16):
                 scores = network(_images(torch.from_numpy(pixels).to(self._device)))
             correct += int((scores.argmax(dim=1).cpu().numpy() == labels).sum())
-        return {"accuracy": correct / len(crops)}
+        return {"accuracy": correct / max(1, len(crops))}
 
     def save(self, network: nn.Module) -> Sequence[Path]:
         """Gives the averaged weights to the detector that this was made of; writes nothing."""

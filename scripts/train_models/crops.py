@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from backend.vision.crops import CropGeometry, crop_objects
+from benchmarks.voc import MIN_SIDE
 from scripts.train_models.augmentation import object_sample
 from scripts.train_models.photos import (
     Pixels,
@@ -23,8 +24,6 @@ from scripts.train_models.photos import (
 from scripts.train_models.training import Batch
 
 BATCH: Final = 64
-MIN_SIDE: Final = 16
-"""Pixels of a box's shorter side; smaller objects show too little to be told apart."""
 _SIDE: Final = 336
 """Pixels of a photo's longer side: a crop is a part of it, and networks see few more."""
 
@@ -56,7 +55,7 @@ class Crops:
             chosen = order[start : start + BATCH]
             crops = [
                 self._sample(number, size, square, np.random.default_rng((seed, epoch, place)))
-                for place, number in enumerate(chosen, start)
+                for place, number in enumerate(chosen, 1 + start)
             ]
             return torch.from_numpy(np.stack(crops)), torch.from_numpy(self.labels[chosen])
 

@@ -72,8 +72,9 @@ class DetectionLoss:
     """The loss of a network's heads, as ``Darknet.forward`` gives them.
 
     Every anchor that is like a box in shape answers for it, in the cell of its centre and in the
-    two cells nearest to that, so that a box has several answers to learn from. An answer's
-    objectness is to be its IoU with the box.
+    two cells nearest to that, so that a box has several answers to learn from. An answer's centre
+    cannot leave its cell: a neighbour's best box is up to half a cell away. An answer's objectness
+    is to be its IoU with the box, so that the centre's own cell wins.
     """
 
     def __init__(self, network: darknet.Network) -> None:
@@ -117,15 +118,9 @@ class DetectionLoss:
         box = output.sum() * 0
         classes = box
         pair, anchor = _like_in_shape(objects[:, 4:], anchors)
-        chosen, shift = _with_neighbours(objects[pair], stride, rows, columns)
+        chosen, column, row = _answering_cells(objects[pair, 2:4] / stride, rows, columns)
         if len(chosen):
             taken, anchor = objects[pair][chosen], anchor[chosen]
-            column = ((taken[:, 2] / stride).long().clamp(0, columns - 1) + shift[:, 0]).clamp(
-                0, columns - 1
-            )
-            row = ((taken[:, 3] / stride).long().clamp(0, rows - 1) + shift[:, 1]).clamp(
-                0, rows - 1
-            )
             image = taken[:, 0].long()
             answer = answers[image, anchor, row, column]
             centre = (answer[:, :2].sigmoid() + torch.stack([column, row], dim=1)) * stride
@@ -158,28 +153,27 @@ def _like_in_shape(sides: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     return objects, chosen
 
 
-def _with_neighbours(
-    objects: Tensor, stride: int, rows: int, columns: int
-) -> tuple[Tensor, Tensor]:
-    """The cell of each object's centre and the nearest beside it, above or below it.
+def _answering_cells(centres: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The cell of each centre and the nearest beside it, above or below it, as far as they exist.
+
+    Args:
+        centres: FP32 [P, 2], x and y in cells.
+        rows, columns: of the map.
 
     Returns:
-        Numbers of objects INT64 [Q], each up to three times; steps INT64 [Q, 2] from the centre's
-        cell, x and y.
+        Numbers of centres INT64 [Q], each up to three times, and columns and rows, INT64 [Q].
     """
-    cells = objects[:, 2:4] / stride
-    part = cells - cells.floor()
-    step = torch.where(part < 0.5, -1, 1)
-    limit = torch.tensor([columns, rows], device=objects.device)
-    inside = ((cells.floor() + step >= 0) & (cells.floor() + step < limit)).T
-    number = torch.arange(len(objects), device=objects.device)
-    none = torch.zeros_like(step[:, 0])
-    chosen = torch.cat([number, number[inside[0]], number[inside[1]]])
-    steps = torch.cat(
-        [
-            torch.stack([none, none], dim=1),
-            torch.stack([step[:, 0], none], dim=1)[inside[0]],
-            torch.stack([none, step[:, 1]], dim=1)[inside[1]],
-        ]
-    )
-    return chosen, steps
+    limit = torch.tensor([columns, rows], device=centres.device)
+    own = torch.minimum(centres.long().clamp_min(0), limit - 1)
+    beside = own + torch.where(centres - own < 0.5, -1, 1)
+    exists = (beside >= 0) & (beside < limit)
+    number = torch.arange(len(centres), device=centres.device)
+    cells = [own]
+    chosen = [number]
+    for axis in (0, 1):
+        neighbour = own.clone()
+        neighbour[:, axis] = beside[:, axis]
+        cells.append(neighbour[exists[:, axis]])
+        chosen.append(number[exists[:, axis]])
+    column, row = torch.cat(cells).unbind(dim=1)
+    return torch.cat(chosen), column, row

@@ -28,9 +28,7 @@ _LAST_MOSAIC: Final = 0.1
 """In the last phase, so that the network ends on photos as they are."""
 _SPARE: Final = 1.4
 """Photos are kept at this many times the input size, since augmentation magnifies some."""
-_DIFFICULT: Final = 0.5
-"""Part of the times that an object marked difficult is learnt."""
-
+# As in benchmarks.quality.detection, which needs more packages than training does.
 _SCORE_THRESHOLD: Final = 0.01
 _NMS_THRESHOLD: Final = 0.45
 
@@ -88,7 +86,7 @@ class DetectorTask:
         def make(start: int) -> Batch:
             pixels, objects = [], []
             for place, index in enumerate(order[start : start + _BATCH]):
-                generator = np.random.default_rng((self._seed, epoch, start + place))
+                generator = np.random.default_rng((self._seed, epoch, 1 + start + place))
                 sample, found = detection_sample(
                     self._photos, int(index), self._size, mosaic=mosaic, generator=generator
                 )

@@ -95,7 +95,11 @@ class EmbedderTask:
         return loss, {"loss": float(loss.detach())}
 
     def evaluate(self, network: nn.Module) -> Mapping[str, float]:
-        """Of the nearest objects of ``train``, the part with the label of one of ``val``."""
+        """Of the nearest objects of ``train``, the part with the label of one of ``val``.
+
+        Objects marked difficult are queries too, so that figures are a little below those of
+        ``benchmarks.quality``.
+        """
         assert self._crops is not None
         network.eval()
         val = Crops(self._data / "val", self._labels)

@@ -25,13 +25,12 @@ class Photo:
     """A photo and its objects.
 
     ``pixels`` is RGB UINT8 [H, W, 3], ``boxes`` FP32 [N, 4] xyxy in its pixels, ``labels`` INT64
-    [N] are classes, ``difficult`` BOOL [N].
+    [N] are classes.
     """
 
     pixels: Pixels
     boxes: Floats
     labels: NDArray[np.int64]
-    difficult: NDArray[np.bool_]
 
 
 def load_photos(folder: Path, labels: Sequence[str], *, side: int) -> list[Photo]:
@@ -40,7 +39,7 @@ def load_photos(folder: Path, labels: Sequence[str], *, side: int) -> list[Photo
     Raises:
         ValueError: there are no photos, or an object's label is not among ``labels``.
         OSError: a file cannot be read.
-        backend.errors.BadPhoto: a file is no photo.
+        backend.errors.InvalidImage: a file is no photo.
     """
     numbers = {label: number for number, label in enumerate(labels)}
 
@@ -61,7 +60,6 @@ def load_photos(folder: Path, labels: Sequence[str], *, side: int) -> list[Photo
             pixels,
             boxes * np.float32(scale),
             np.array([class_of(found.label) for found in photo.objects], np.int64),
-            np.array([found.difficult for found in photo.objects], np.bool_),
         )
 
     listed = read_split(folder)

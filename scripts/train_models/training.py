@@ -1,7 +1,7 @@
 """Trains any task: phases of input sizes, learning rate, averaged weights, checkpoints.
 
-A run is a pure function of its options and its data, so that one which was stopped goes on from
-its last checkpoint as if nothing had been.
+On the CPU a run is a pure function of its options and its data, so that one which was stopped goes
+on from its last checkpoint as if nothing had been. (A GPU adds in no fixed order.)
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ _LEAST_RATE: Final = 0.01
 """Part of the learning rate that is left at the end."""
 _AVERAGE_DECAY: Final = 0.998
 _MAX_GRADIENT: Final = 10.0
-_AHEAD: Final = 3
-"""Batches made while the network works on another."""
+_AHEAD: Final = 2
+"""Batches that wait for the network, beside those being made."""
 
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -78,7 +79,10 @@ class Task(Protocol):
         ...
 
     def batches(self, epoch: int, *, last_phase: bool) -> Sequence[Callable[[], Batch]]:
-        """What makes each batch of an epoch; called from another thread, in order."""
+        """What makes each batch of an epoch, called from other threads.
+
+        ``last_phase`` is of several: where there is but one phase, it is not the last.
+        """
         ...
 
     def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
@@ -103,16 +107,19 @@ class Options:
         learning_rate: at its highest.
         weight_decay: of every tensor of two dimensions or more.
         evaluate_every: epochs from one evaluation to the next; the last epoch has one always.
-        device: where the network is.
+        makers: threads that make batches while the network works on others.
         checkpoint: file to go on from and to write after every epoch.
+        run: what tells this run from others, beside phases and learning rate, which may be changed
+            on the way. A checkpoint of another run is refused.
     """
 
     phases: tuple[Phase, ...]
     learning_rate: float
     weight_decay: float
     evaluate_every: int
-    device: torch.device
+    makers: int
     checkpoint: Path
+    run: str
 
 
 def placed(network: Network, device: torch.device) -> Network:
@@ -131,26 +138,29 @@ def train(task: Task, options: Options, say: Callable[[str], None]) -> nn.Module
         say: takes a line of progress.
 
     Raises:
-        TrainingError: the checkpoint is of another network, or the loss is no number any more.
+        TrainingError: the checkpoint is of another run, or the loss is no number any more.
     """
     network = task.network
-    average = AveragedModel(network, avg_fn=_average, use_buffers=True)
+    average = AveragedModel(network, multi_avg_fn=_average, use_buffers=True)
     average.eval()
     optimizer = _optimizer(network, options)
-    done = _restore(options.checkpoint, network, average, optimizer)
+    done = _restore(options, network, average, optimizer)
     if done:
         say(f"going on after epoch {done} of {options.checkpoint}")
     epochs = [phase for phase in options.phases for _ in range(phase.epochs)]
+    several = len(options.phases) > 1
     started, trained = time.monotonic(), 0
+    if done >= len(epochs):
+        task.prepare(options.phases[-1])
     for epoch, phase in enumerate(epochs):
         if epoch < done:
             continue
         if epoch == done or phase is not epochs[epoch - 1]:
             task.prepare(phase)
-        makers = task.batches(epoch, last_phase=phase is options.phases[-1])
+        makers = task.batches(epoch, last_phase=several and phase is options.phases[-1])
         shown: dict[str, float] = {}
         network.train()
-        for number, batch in enumerate(_made_ahead(makers)):
+        for number, batch in enumerate(_made_ahead(makers, options.makers)):
             progress = (epoch + number / len(makers)) / len(epochs)
             step = epoch * len(makers) + number
             for group in optimizer.param_groups:
@@ -171,7 +181,7 @@ def train(task: Task, options: Options, say: Callable[[str], None]) -> nn.Module
                 shown[name] = shown.get(name, value) * 0.98 + value * 0.02
         if (epoch + 1) % options.evaluate_every == 0 or epoch + 1 == len(epochs):
             shown.update(task.evaluate(average.module))
-        _keep(options.checkpoint, network, average, optimizer, epoch + 1)
+        _keep(options, network, average, optimizer, epoch + 1)
         seconds = time.monotonic() - started
         left = seconds / (epoch + 1 - done) * (len(epochs) - epoch - 1)
         say(
@@ -184,11 +194,15 @@ def train(task: Task, options: Options, say: Callable[[str], None]) -> nn.Module
     return average.module
 
 
-def _average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-    """An exponential mean whose memory grows to 1 / (1 - decay) steps."""
+def _average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+    """Exponential means, in place, whose memory grows to 1 / (1 - decay) steps."""
     steps = float(count)
     decay = min(_AVERAGE_DECAY, (1 + steps) / (20 + steps))
-    return averaged + (1 - decay) * (current - averaged)
+    for mean, latest in zip(averaged, current, strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(latest, 1 - decay)
+        else:
+            mean.copy_(latest)  # counters
 
 
 def _rate(progress: float, step: int) -> float:
@@ -210,45 +224,54 @@ def _optimizer(network: nn.Module, options: Options) -> torch.optim.Optimizer:
     )
 
 
-def _made_ahead(makers: Sequence[Callable[[], Batch]]) -> Iterator[Batch]:
-    """The batches in order, the next ones made in another thread meanwhile."""
-    with ThreadPoolExecutor(1) as maker:
-        waiting = [maker.submit(make) for make in makers[:_AHEAD]]
+def _made_ahead(makers: Sequence[Callable[[], Batch]], threads: int) -> Iterator[Batch]:
+    """The batches in order, the next ones made in other threads meanwhile."""
+    ahead = threads + _AHEAD
+    with ThreadPoolExecutor(threads) as maker:
+        waiting = deque(maker.submit(make) for make in makers[:ahead])
         for number in range(len(makers)):
-            batch = waiting.pop(0).result()
-            if number + _AHEAD < len(makers):
-                waiting.append(maker.submit(makers[number + _AHEAD]))
+            batch = waiting.popleft().result()
+            if number + ahead < len(makers):
+                waiting.append(maker.submit(makers[number + ahead]))
             yield batch
 
 
 def _restore(
-    path: Path, network: nn.Module, average: AveragedModel, optimizer: torch.optim.Optimizer
+    options: Options, network: nn.Module, average: AveragedModel, optimizer: torch.optim.Optimizer
 ) -> int:
     """Loads a checkpoint where there is one; returns how many epochs it has behind it."""
+    path = options.checkpoint
     if not path.exists():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
     try:
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (KeyError, ValueError, RuntimeError) as error:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["run"] == options.run:
+            network.load_state_dict(state["network"])
+            average.load_state_dict(state["average"])
+            optimizer.load_state_dict(state["optimizer"])
+            return int(state["epochs"])
+    except Exception as error:  # PyTorch's reader stumbles in many ways over what it did not write
         raise TrainingError(
-            f"{path}: is the checkpoint of another network; delete it to start anew"
+            f"{path}: is damaged, or no checkpoint of this network: delete it to start anew"
         ) from error
-    return int(state["epochs"])
+    raise TrainingError(
+        f"{path}: is the checkpoint of another run (other photos, labels, seed, width or start):"
+        " give another --output, or delete it to start anew"
+    )
 
 
 def _keep(
-    path: Path,
+    options: Options,
     network: nn.Module,
     average: AveragedModel,
     optimizer: torch.optim.Optimizer,
     epochs: int,
 ) -> None:
     """Writes a checkpoint; a crash leaves the one before or this one, never half of it."""
+    path = options.checkpoint
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {
+        "run": options.run,
         "network": network.state_dict(),
         "average": average.state_dict(),
         "optimizer": optimizer.state_dict(),

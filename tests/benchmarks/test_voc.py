@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from backend.vision.crops import crop_objects
 from benchmarks.voc import VocObject, VocPhoto, describe_objects, objects_of, read_split
-from tests.benchmarks.conftest import write_split
+from tests.annotated_photos import write_split
 
 
 @pytest.fixture

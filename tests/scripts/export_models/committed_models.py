@@ -21,17 +21,15 @@ ROOT: Final = Path(__file__).parents[3]
 REPOSITORY: Final = ROOT / "model_repository"
 LABELS: Final = read_labels(ROOT / "scripts/export_models/labels/voc.txt", classes=20)
 SPECS: Final[dict[str, ModelSpec]] = {
-    "yolov3-small": detector_spec(
-        size=320, labels=LABELS, score_threshold=0.05, nms_threshold=0.45
-    ),
-    "resnet50-small": embedder_spec(size=160, dimension=512),
+    "yolov3-small": detector_spec(size=256, labels=LABELS, score_threshold=0.2, nms_threshold=0.45),
+    "resnet50-small": embedder_spec(size=128, dimension=512, crop_margin=0.05),
 }
 
 # SHA-256 of what they were made of: the detector's weights followed by its cfg, the embedder's
 # weights.
 SOURCES: Final = {
-    "yolov3-small": "2737cc5d3f5f3a4c4d5a3ded1ae8d5dac6cc6fba1c1147590e5620b7d76cc329",
-    "resnet50-small": "0c5f6ad4d50eb3e8a72a42024284c27f302ec38d61a7bd400811f476c64fa8fa",
+    "yolov3-small": "f1044e561df0519da593bebb616e7af2f05079f2993908cba9e3a4035e96496c",
+    "resnet50-small": "b5f3b123834d27e89dc01c3fe357ebd367d93ecbba8d84c9e173493d109aff44",
 }
 
 

@@ -15,9 +15,7 @@ def red_on_black(box: tuple[int, int, int, int], *, label: int = 0) -> Photo:
     pixels = np.zeros((100, 140, 3), np.uint8)
     x1, y1, x2, y2 = box
     pixels[y1:y2, x1:x2, 0] = 255
-    return Photo(
-        pixels, np.array([box], np.float32), np.array([label]), np.array([False], np.bool_)
-    )
+    return Photo(pixels, np.array([box], np.float32), np.array([label]))
 
 
 def is_red(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -71,7 +69,6 @@ def test_photos_without_objects_are_seen_too() -> None:
         np.zeros((80, 60, 3), np.uint8),
         np.empty((0, 4), np.float32),
         np.empty(0, np.int64),
-        np.empty(0, np.bool_),
     )
     for mosaic in (0, 1):
         _, objects = detection_sample(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from scripts.export_models import darknet
@@ -99,9 +100,24 @@ def test_without_objects_only_objectness_is_learnt() -> None:
         assert learnt.sum() == learnt[4]
 
 
-def test_objects_at_the_edge_stay_inside() -> None:
+@pytest.mark.parametrize(
+    ("x", "y", "cells"),
+    [
+        (35, 29, {(4, 3), (3, 3), (4, 4)}),  # right of a cell's left edge, above its lower one
+        (38, 26, {(4, 3), (5, 3), (4, 2)}),
+        (1, 1, {(0, 0)}),  # nothing is beside or above it
+        (SIZE, SIZE, {(7, 7)}),
+        (SIZE - 5, 12, {(7, 1), (6, 1), (7, 2)}),
+    ],
+)
+def test_the_cells_nearest_to_the_centre_answer(
+    x: int, y: int, cells: set[tuple[int, int]]
+) -> None:
     network = tiny_network()
     outputs = outputs_for(network, images=1)
-    corners = torch.tensor([[0.0, 0, x, y, 20, 14] for x in (0, SIZE) for y in (0, SIZE)])
-    losses = DetectionLoss(network)(outputs, corners, SIZE)
-    assert losses.total.isfinite()
+    coarse, _ = outputs  # of 8 x 8 cells
+    losses = DetectionLoss(network)(outputs, torch.tensor([[0.0, 1, x, y, 20, 20]]), SIZE)
+    losses.classes.backward()  # type: ignore[no-untyped-call]
+    assert coarse.grad is not None
+    learnt = coarse.grad.abs().sum(dim=(0, 1)).nonzero().tolist()
+    assert {(column, row) for row, column in learnt} == cells

@@ -6,34 +6,32 @@ import numpy as np
 import pytest
 
 from scripts.train_models.photos import batch_starts, epoch_order, load_photos, repeat_factors
-from tests.scripts.train_models.drawn import LABELS, write_drawn_set
+from tests.annotated_photos import LABELS, SIDE
 
 
-def test_boxes_shrink_with_their_photo(tmp_path: Path) -> None:
-    folder = write_drawn_set(tmp_path, side=96)
-    whole = load_photos(folder / "train", LABELS, side=96)
-    half = load_photos(folder / "train", LABELS, side=48)
-    assert [photo.pixels.shape for photo in half] == [(48, 48, 3)] * len(whole)
+def test_boxes_shrink_with_their_photo(annotated: Path) -> None:
+    whole = load_photos(annotated / "train", LABELS, side=SIDE)
+    half = load_photos(annotated / "train", LABELS, side=SIDE // 2)
+    assert [photo.pixels.shape for photo in half] == [(SIDE // 2, SIDE // 2, 3)] * len(whole)
     for large, small in zip(whole, half, strict=True):
         np.testing.assert_allclose(small.boxes, large.boxes / 2)
         assert small.labels.tolist() == large.labels.tolist()
 
 
-def test_photos_are_never_magnified(tmp_path: Path) -> None:
-    [photo, *_] = load_photos(write_drawn_set(tmp_path, side=96) / "val", LABELS, side=500)
-    assert photo.pixels.shape == (96, 96, 3)
+def test_photos_are_never_magnified(annotated: Path) -> None:
+    [photo, *_] = load_photos(annotated / "val", LABELS, side=500)
+    assert photo.pixels.shape == (SIDE, SIDE, 3)
 
 
-def test_an_unknown_label_is_named(tmp_path: Path) -> None:
-    folder = write_drawn_set(tmp_path)
-    with pytest.raises(ValueError, match=r"train: the label '(red|blue)' is not among"):
-        load_photos(folder / "train", ["cat"], side=96)
+def test_an_unknown_label_is_named(annotated: Path) -> None:
+    with pytest.raises(ValueError, match=r"train: the label '(bus|sheep)' is not among"):
+        load_photos(annotated / "train", ["cat"], side=SIDE)
 
 
 def test_no_photos_at_all_is_an_error(tmp_path: Path) -> None:
-    folder = write_drawn_set(tmp_path, train=0)
+    (tmp_path / "annotations.jsonl").touch()
     with pytest.raises(ValueError, match="names no photos"):
-        load_photos(folder / "train", LABELS, side=96)
+        load_photos(tmp_path, LABELS, side=SIDE)
 
 
 def test_rare_classes_come_oftener() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -65,8 +66,9 @@ def options(folder: Path, *phases: Phase) -> Options:
         learning_rate=0.1,
         weight_decay=0.0,
         evaluate_every=2,
-        device=torch.device("cpu"),
+        makers=2,
         checkpoint=folder / "line.checkpoint",
+        run="this one",
     )
 
 
@@ -100,6 +102,12 @@ def test_phases_follow_each_other(tmp_path: Path) -> None:
     assert task.last_phases == [False, False, True, True, True]
 
 
+def test_the_only_phase_is_not_the_last(tmp_path: Path) -> None:
+    task = Line(tmp_path / "line.pt")
+    train(task, options(tmp_path, Phase(8, 2)), lambda _: None)
+    assert task.last_phases == [False, False]
+
+
 @pytest.mark.parametrize("epoch", range(1, 5))
 def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_been(tmp_path: Path, epoch: int) -> None:
     whole = train(Line(tmp_path / "whole.pt"), options(tmp_path / "whole"), lambda _: None)
@@ -117,6 +125,7 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
     again = Line(tmp_path / "b.pt")
     second = train(again, options(tmp_path), lambda _: None)
     assert again.last_phases == []
+    assert again.sizes == [16]  # what is written is for the last phase's size
     assert torch.equal(first.state_dict()["weight"], second.state_dict()["weight"])
     assert (tmp_path / "b.pt").exists()
 
@@ -125,8 +134,30 @@ def test_another_networks_checkpoint_is_refused(tmp_path: Path) -> None:
     train(Line(tmp_path / "a.pt"), options(tmp_path), lambda _: None)
     task = Line(tmp_path / "b.pt")
     task.network = nn.Linear(2, 1)
-    with pytest.raises(TrainingError, match=r"line\.checkpoint: .* another network; delete it"):
+    with pytest.raises(TrainingError, match=r"line\.checkpoint: .* this network: delete it"):
         train(task, options(tmp_path), lambda _: None)
+
+
+def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
+    train(Line(tmp_path / "a.pt"), options(tmp_path), lambda _: None)
+    other = replace(options(tmp_path), run="that one")
+    with pytest.raises(TrainingError, match=r"line\.checkpoint: .* another run .* --output"):
+        train(Line(tmp_path / "b.pt"), other, lambda _: None)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"e"])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "line.checkpoint").write_bytes(content)
+    with pytest.raises(TrainingError, match=r"line\.checkpoint: is damaged"):
+        train(Line(tmp_path / "b.pt"), options(tmp_path), lambda _: None)
+
+
+def test_a_run_may_be_prolonged(tmp_path: Path) -> None:
+    train(Line(tmp_path / "a.pt"), options(tmp_path, Phase(8, 2)), lambda _: None)
+    said: list[str] = []
+    train(Line(tmp_path / "a.pt"), options(tmp_path, Phase(8, 3)), said.append)
+    assert said[0].startswith("going on after epoch 2 ")
+    assert said[1].startswith("epoch 3/3 at 8: ")
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:

@@ -49,10 +49,11 @@ $(VENV)/export.stamp: pyproject.toml | $(BIN)/python
 
 # The exporter's tests compare with OpenCV 4, the last to read darknet's files. It is a package of
 # the same name as the one that the service uses, so it lies apart, and only those tests find it.
-$(VENV)/opencv4: | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ \
-		'opencv-python-headless>=4.14,<5'
+$(VENV)/opencv4.stamp: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(VENV)/opencv4 'opencv-python-headless>=4.14,<5'
+	@touch $@
 
-$(VENV)/test.stamp: pyproject.toml | $(BIN)/python $(VENV)/opencv4
+$(VENV)/test.stamp: pyproject.toml $(VENV)/opencv4.stamp | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[export,train,test]'
 	@touch $@ $(VENV)/serve.stamp $(VENV)/export.stamp

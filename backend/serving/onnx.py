@@ -42,8 +42,8 @@ class OnnxServer:
             content = path.read_bytes()
         except FileNotFoundError:
             raise ConfigurationError(
-                f"there is no model {name!r}: {path} does not exist; export it with"
-                f" python -m scripts.export_models {name}"
+                f"there is no model {name!r}: {path} does not exist; export it: pip install -e"
+                f" '.[export]', then python -m scripts.export_models {name}"
             ) from None
         except OSError as error:
             raise ConfigurationError(f"model {name!r}: {path}: {error.strerror}") from None

@@ -1,16 +1,21 @@
 """Command line: ``python -m scripts.export_models NAME [NAME …] [options]``.
 
 Exit codes: 0; 2 for bad input; 1 where network, disk or the check of the result fail; 130 for
-Ctrl-C. Whatever goes wrong is said in one line.
+Ctrl-C, 143 and 129 for the signals that end a process and that a closed terminal sends. Whatever
+goes wrong is said in one line.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from scripts.export_models.contract import CROP_GEOMETRIES
@@ -31,8 +36,8 @@ if TYPE_CHECKING:
     from scripts.export_models.repository import Exported
 
 BAD_INPUT: Final = 2
-INTERRUPTED: Final = 130
-"""As a shell counts a process that Ctrl-C has ended: 128 and the signal's number."""
+SIGNALLED: Final = 128
+"""And the signal's number: as a shell counts a process that one has ended."""
 
 DEFAULT_REPOSITORY: Final = Path("model_repository")
 
@@ -151,6 +156,7 @@ def _run(arguments: argparse.Namespace, catalogue: Catalogue, display: Display) 
     from scripts.export_models.repository import export_model
 
     for plan in plans:
+        display.line(f"exporting {plan.name} …")
         module, spec = plan.build(weights[plan.name])
         exported = export_model(
             arguments.repository,
@@ -201,7 +207,40 @@ def _next_steps(plans: Sequence[Plan], repository: Path) -> list[str]:
     if pair and any(plan.name in DEFAULT_PAIR for plan in plans):
         needed = f"set {where.strip()}" if where else "nothing needs to be set"
         steps.append(f"to use {' and '.join(DEFAULT_PAIR)}, {needed}: they are the default")
+    if any(plan.setting == "EMBEDDER_MODEL" for plan in plans):
+        steps.append(
+            "a collection that another embedder filled keeps to that one: set EMBEDDER_MODEL to it"
+            " (resnet50-small, if it was the small one), or drop it and load its photos again"
+        )
     return steps
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """Has the signals that would end the process do what Ctrl-C does, so that it clears up.
+
+    Gives a list that gets their numbers. One that is ignored stays so, as ``nohup`` wants it.
+    """
+    numbers: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        numbers.append(number)
+        raise KeyboardInterrupt
+
+    ending = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        # In another thread than the main one, Python cannot set what a signal does.
+        if threading.current_thread() is threading.main_thread()
+        and signal.getsignal(number) is signal.SIG_DFL
+    ]
+    try:
+        for number in ending:
+            signal.signal(number, interrupt)
+        yield numbers
+    finally:
+        for number in ending:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def main(argv: Sequence[str] | None = None, *, catalogue: Catalogue = CATALOGUE) -> int:
@@ -213,14 +252,15 @@ def main(argv: Sequence[str] | None = None, *, catalogue: Catalogue = CATALOGUE)
     """
     parser = _parser(catalogue)
     arguments = parser.parse_args(argv)
-    try:
-        _run(arguments, catalogue, Display())
-    except ExportError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt as interrupt:
-        print(f"{parser.prog}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
-        return INTERRUPTED
+    with _interruptible() as numbers:
+        try:
+            _run(arguments, catalogue, Display())
+        except ExportError as error:
+            print(f"{parser.prog}: error: {error}", file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt as interrupt:
+            print(f"{parser.prog}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+            return SIGNALLED + (numbers[0] if numbers else signal.SIGINT)
     return 0
 
 

@@ -17,7 +17,9 @@ import hashlib
 import os
 import re
 import shutil
+import ssl
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,6 +68,13 @@ class _MomentaryError(_MirrorError):
     """A mirror does not give the file right now; it may if asked again."""
 
 
+class _NotResumedError(_MirrorError):
+    """A mirror does not go on where the download stopped; it may give the file from its start."""
+
+    def __init__(self) -> None:
+        super().__init__("it does not go on where the download stopped")
+
+
 def file_sha256(*paths: Path) -> str:
     """SHA-256 of the files, one after the other, hexadecimal.
 
@@ -96,13 +105,18 @@ def fetch(file: RemoteFile, folder: Path, *, mirrors: Sequence[str], display: Di
         DiskError: the folder cannot be written, or has too little space.
         DownloadInterrupted: Ctrl-C; what has arrived is kept.
     """
-    target = folder / file.name
+    target, part_path = folder / file.name, folder / f"{file.name}.part"
+    there = f"{target} is there already, and its SHA-256 is right"
     try:
+        # Without the lock, for a folder that may only be read has no room for it.
+        if not part_path.exists() and _is_whole(target, file):
+            display.line(there)
+            return target
         folder.mkdir(parents=True, exist_ok=True)
-        with _open_part(folder / f"{file.name}.part", display) as part:
+        with _open_part(part_path, display) as part:
             if _is_whole(target, file):
                 part.clear()
-                display.line(f"{target} is there already, and its SHA-256 is right")
+                display.line(there)
                 return target
             _require_space(file, part)
             try:
@@ -111,7 +125,8 @@ def fetch(file: RemoteFile, folder: Path, *, mirrors: Sequence[str], display: Di
             except KeyboardInterrupt:
                 raise DownloadInterrupted(f"interrupted; {_state(part, file)}") from None
             except OSError as error:  # of the disk: those of the network have other names here
-                raise DiskError(f"{part.path}: {error.strerror}; {_state(part, file)}") from error
+                words = error.strerror or error
+                raise DiskError(f"{part.path}: {words}; {_state(part, file)}") from error
     except OSError as error:
         raise DiskError(f"{error.filename or folder}: {error.strerror}") from error
     return target
@@ -129,7 +144,7 @@ def _state(part: _Part, file: RemoteFile) -> str:
 def _is_whole(path: Path, file: RemoteFile) -> bool:
     try:
         return path.stat().st_size == file.size and file_sha256(path) == file.sha256
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
@@ -213,18 +228,26 @@ def _require_space(file: RemoteFile, part: _Part) -> None:
 
 
 def _fetch_into(part: _Part, file: RemoteFile, folders: Sequence[str], display: Display) -> None:
-    """Fills ``part`` from the first of ``folders`` that gives the right bytes."""
+    """Fills ``part`` from the first of ``folders`` that gives the right bytes.
+
+    What is in ``part`` is given up only when none of them goes on from there.
+    """
     problems: list[str] = []
+    urls = deque((f"{folder.rstrip('/')}/{file.name}", False) for folder in folders)
     with requests.Session() as session:
-        for number, folder in enumerate(folders, start=1):
-            url = f"{folder.rstrip('/')}/{file.name}"
+        while urls:
+            url, anew = urls.popleft()
             display.line(f"downloading {url}" + _kept(part))
             try:
-                _fetch_from(session, url, part, file, display)
+                _fetch_from(session, url, part, file, display, anew=anew)
             except _MirrorError as error:
-                problems.append(f"{url}: {error}")
-                if number < len(folders):
-                    display.line(f"{url}: {error}; trying the next mirror")
+                if isinstance(error, _NotResumedError):
+                    urls.append((url, True))
+                else:
+                    problems.append(f"{url}: {error}")
+                if urls:
+                    next_step = "starting anew" if urls[0][1] else "trying the next mirror"
+                    display.line(f"{url}: {error}; {next_step}")
             else:
                 return
     raise DownloadError(
@@ -238,29 +261,50 @@ def _kept(part: _Part) -> str:
 
 
 def _fetch_from(
-    session: requests.Session, url: str, part: _Part, file: RemoteFile, display: Display
+    session: requests.Session,
+    url: str,
+    part: _Part,
+    file: RemoteFile,
+    display: Display,
+    *,
+    anew: bool,
 ) -> None:
     """Fills ``part`` from one mirror, in several attempts if need be.
 
+    Args:
+        session: for all requests.
+        url: of the file.
+        part: what is there of it.
+        file: what to fetch.
+        display: is told what goes on.
+        anew: whether ``part`` is cleared where the mirror does not go on from its end.
+
     Raises:
+        _NotResumedError: it does not go on from the end of ``part``, which is as it was.
         _MirrorError: it does not give the file.
     """
     if part.size:
-        _complete(session, url, part, file, display)
+        _complete(session, url, part, file, display, anew=anew)
         if file_sha256(part.path) == file.sha256:
             return
         display.line(f"{part.path}: its pieces do not belong together: starting anew")
         part.clear()
-    _complete(session, url, part, file, display)
+    _complete(session, url, part, file, display, anew=anew)
     if (found := file_sha256(part.path)) != file.sha256:
         part.clear()
         raise _MirrorError(f"its SHA-256 is {found}, not {file.sha256}")
 
 
 def _complete(
-    session: requests.Session, url: str, part: _Part, file: RemoteFile, display: Display
+    session: requests.Session,
+    url: str,
+    part: _Part,
+    file: RemoteFile,
+    display: Display,
+    *,
+    anew: bool,
 ) -> None:
-    """Appends to ``part`` until it has all bytes."""
+    """Appends to ``part`` until it has all bytes; ``anew`` as for ``_fetch_from``."""
     if part.size > file.size:
         part.clear()
     failures = 0
@@ -269,7 +313,7 @@ def _complete(
         while part.size < file.size:
             before = part.size
             try:
-                _request(session, url, part, file, show)
+                _request(session, url, part, file, show, anew=anew)
             except _MomentaryError as error:
                 failures = 1 if part.size >= before + RENEWING_BYTES else failures + 1
                 if failures > len(RETRY_DELAYS):
@@ -285,6 +329,8 @@ def _request(
     part: _Part,
     file: RemoteFile,
     show: Callable[[int], None],
+    *,
+    anew: bool,
 ) -> None:
     """Asks once for what ``part`` lacks, and appends what comes."""
     # Compressed on its way, a file would have other sizes than its own.
@@ -298,7 +344,7 @@ def _request(
             stream=True,
             timeout=(CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS),
         ) as response:
-            if not _continues(response, part, file):
+            if not _continues(response, part, file, anew=anew):
                 return
             # As it comes: to wait for a full chunk would lose up to one when the connection breaks.
             while chunk := response.raw.read1(CHUNK_BYTES):
@@ -307,35 +353,47 @@ def _request(
                     raise _MirrorError(f"it sends more than {file.size:,} bytes")
                 part.write(chunk)
                 show(part.size)
-    except requests.exceptions.SSLError as error:
-        raise _MirrorError(f"its certificate is not accepted ({_cause(error)})") from error
     except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError) as error:
         raise _MomentaryError("no answer in time") from error
-    except (requests.exceptions.ConnectionError, urllib3.exceptions.ProtocolError) as error:
-        raise _MomentaryError(_cause(error)) from error
-    except requests.exceptions.RequestException as error:
+    except requests.exceptions.ConnectionError as error:
+        raise _connection_problem(error) from error
+    except (requests.exceptions.RequestException, urllib3.exceptions.LocationValueError) as error:
         raise _MirrorError(str(error)) from error
+    except urllib3.exceptions.HTTPError as error:  # in the body, which requests does not read here
+        raise _MomentaryError(_cause(error)) from error
     if part.size < file.size:
         raise _MomentaryError("the connection ended early")
 
 
-def _continues(response: requests.Response, part: _Part, file: RemoteFile) -> bool:
-    """Whether an answer's body belongs at the end of ``part``, which is cleared if it must be.
+def _continues(response: requests.Response, part: _Part, file: RemoteFile, *, anew: bool) -> bool:
+    """Whether an answer's body belongs at the end of ``part``; ``anew`` as for ``_fetch_from``.
 
     Where it does not, ``part`` is empty and the next request is one for the whole file.
 
     Raises:
+        _NotResumedError: it belongs elsewhere, and ``part`` is not to be cleared.
         _MirrorError: the answer is not the file.
     """
     begun = part.size
-    if response.status_code == 416 and begun:  # there is nothing from there on
-        part.clear()
-        return False
-    if response.status_code not in (200, 206):
+    nothing_more = response.status_code == 416 and begun > 0
+    if response.status_code not in (200, 206) and not nothing_more:
         problem = f"HTTP {response.status_code} {response.reason}".rstrip()
         if response.status_code in _MOMENTARY_STATUSES:
             raise _MomentaryError(problem)
         raise _MirrorError(problem)
+    start = None if nothing_more else _start(response, begun, file)
+    if start == begun:
+        return True
+    if not begun:
+        raise _MirrorError("it answers with a part of the file, asked for all of it")
+    if not anew:
+        raise _NotResumedError
+    part.clear()
+    return start == 0
+
+
+def _start(response: requests.Response, begun: int, file: RemoteFile) -> int:
+    """Where in the file an answer's body begins, asked for what comes after ``begun`` bytes."""
     if response.headers.get("Content-Type", "").startswith("text/html"):
         raise _MirrorError("it answers with a web page")
     if response.headers.get("Content-Encoding", "identity") != "identity":
@@ -345,25 +403,47 @@ def _continues(response: requests.Response, part: _Part, file: RemoteFile) -> bo
         start = 0
     elif match := re.match(r"bytes (\d+)-", response.headers.get("Content-Range", "")):
         start = int(match[1])
-    if start not in (0, begun):
-        if not begun:
-            raise _MirrorError("it answers with a part of the file, asked for all of it")
-        part.clear()
-        return False
     length = response.headers.get("Content-Length", "")
     if length.isdecimal() and start + int(length) != file.size:
         raise _MirrorError(f"its file has {start + int(length):,} bytes, not {file.size:,}")
-    if start != begun:
-        part.clear()
-    return True
+    return start
+
+
+def _connection_problem(error: requests.exceptions.ConnectionError) -> _MirrorError:
+    """What a connection that was not made, or broke before an answer came, says of its mirror."""
+    if isinstance(error, requests.exceptions.ProxyError):
+        words = f"the proxy: {_cause(error)}"
+        refusal = re.search(r"Tunnel connection failed: (\d+)", words)
+        if refusal and int(refusal[1]) not in _MOMENTARY_STATUSES:
+            return _MirrorError(words)
+        return _MomentaryError(words)
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
+        return _MirrorError(f"its certificate is not accepted ({_cause(error)})")
+    return _MomentaryError(_cause(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what is inside it, the outermost first."""
+    waiting, seen = deque([error]), set()
+    while waiting:
+        cause = waiting.popleft()
+        if id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        # urllib3 hands some on as an argument, without having raised them.
+        inside = (cause.__cause__, cause.__context__, *cause.args)
+        waiting.extend(x for x in inside if isinstance(x, BaseException))
 
 
 def _cause(error: BaseException) -> str:
     """The system's own words for what broke a connection, of the many layers around them."""
     words = "the connection was lost"
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _causes(error):
         if isinstance(cause, OSError) and cause.strerror:
             words = cause.strerror
-        cause = cause.__cause__ or cause.__context__
+        elif isinstance(cause, TimeoutError):
+            words = "no answer in time"
+        elif type(cause) is OSError and str(cause):  # urllib3's, for what a proxy answers
+            words = str(cause)
     return words

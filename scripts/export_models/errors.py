@@ -52,4 +52,4 @@ class DiskError(ExportError):
 
 
 class DownloadInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a download; the message says what is kept of it."""
+    """Ctrl-C, or the like, during a download; the message says what is kept of it."""

@@ -1,6 +1,6 @@
 """The published models that the exporter knows by name: where their weights are, what is in them.
 
-Facts and where they are from; what is done with them is ``__main__``'s. Each SHA-256 is one that
+Facts and where they are from; what is done with them is ``plans``'. Each SHA-256 is one that
 several public projects state for that file; sizes follow from the network's count of floats
 (darknet) or are stated beside the sum (torchvision).
 """

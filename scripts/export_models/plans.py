@@ -80,17 +80,18 @@ def make_plans(options: Options, catalogue: Catalogue) -> list[Plan]:
         CfgError: the ``.cfg`` cannot be read, or not built at that size.
         WeightsError: a file that is given for an official model is not the official one.
     """
-    _check_together(options)
-    plans = [_plan(name, options, catalogue) for name in dict.fromkeys(options.names)]
+    names = list(dict.fromkeys(options.names))
+    _check_together(names, options)
+    plans = [_plan(name, options, catalogue) for name in names]
     _check_used(options, plans)
     return plans
 
 
-def _check_together(options: Options) -> None:
-    if len(options.names) > 1:
+def _check_together(names: Sequence[str], options: Options) -> None:
+    if len(names) > 1:
         for option in ("weights", "cfg", "labels", "size"):
             if getattr(options, option) is not None:
-                raise ContractError(f"--{option} goes with one NAME, not with {len(options.names)}")
+                raise ContractError(f"--{option} goes with one NAME, not with {len(names)}")
     if (options.cfg is None) != (options.labels is None):
         raise ContractError("--cfg and --labels go together: give both, or neither")
 
@@ -122,7 +123,8 @@ def _plan(name: str, options: Options, catalogue: Catalogue) -> Plan:
             checkpoint = options.checkpoint or next(iter(embedder.checkpoints))
             files = [embedder.checkpoints[checkpoint], *embedder.checkpoints.values()]
             weights = _official_weights(name, options, files)
-            return _embedder_plan(name, weights, options.size or embedder.size, options)
+            size = embedder.size if options.size is None else options.size
+            return _embedder_plan(name, weights, size, options)
 
 
 def _own_plan(name: str, options: Options, catalogue: Catalogue) -> Plan:

@@ -7,7 +7,6 @@ Parameters bear torchvision's names, so its published weights load as they are.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -129,20 +128,23 @@ def _listed(keys: Iterable[str]) -> str:
 
 
 def _read_state_dict(path: Path) -> object:
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise WeightsError(f"{path}: cannot be read as safetensors: {error}") from error
+    problem = f"{path}: cannot be read as a PyTorch state dict"
+    try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-        safetensors.SafetensorError,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        kind = "safetensors" if path.suffix == ".safetensors" else "a PyTorch state dict"
-        raise WeightsError(f"{path}: cannot be read as {kind}: {reason}") from error
+    except OSError as error:
+        raise WeightsError(f"{problem}: {error.strerror or error}") from error
+    # Of a damaged file, PyTorch's reader runs its instructions until something fails: an
+    # IndexError, a KeyError, whatever. Where it understands, it advises what would run code.
+    except Exception as error:
+        raise WeightsError(
+            f"{problem}: it holds more than tensors, is damaged or no checkpoint: save what"
+            " model.state_dict() gives"
+        ) from error
 
 
 def load_resnet50(path: Path) -> ResNet50:

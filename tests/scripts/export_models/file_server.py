@@ -104,6 +104,13 @@ class _Handler(BaseHTTPRequestHandler):
             if answer.cut_after is not None:
                 self.wfile.write(part[sent:])
 
+    def do_CONNECT(self) -> None:
+        """Refuses what is asked of a proxy that is to lead to a server with TLS."""
+        files = self.server.files
+        files.requests.append(Request(self.path, None))
+        answer = files.answers.popleft() if files.answers else Answer()
+        self.send_error(answer.status or 405)
+
     def log_message(self, *args: Any) -> None:
         """Says nothing: the test has ``requests``."""
 

@@ -17,7 +17,7 @@ Arrays: TypeAlias = dict[str, NDArray[Any]]
 Run: TypeAlias = Callable[[NDArray[np.uint8]], Arrays]
 """From a batch of images to the outputs by name."""
 
-# As many as the machines have that the tests are made for; more would only take turns.
+# Few, so that parallel tests do not crowd each other out.
 _THREADS: Final = 2
 
 

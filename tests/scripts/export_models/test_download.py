@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
+import requests
+import urllib3
 
 from scripts.export_models import download
 from scripts.export_models.download import RemoteFile, fetch, file_sha256
@@ -55,6 +59,21 @@ def test_a_file_is_downloaded_once(server: FileServer, tmp_path: Path) -> None:
     assert (folder / NAME).read_bytes() == DATA
     assert names(folder) == [NAME]
     assert server.requests == [Request(ADDRESS, None)]
+
+
+def test_a_whole_file_is_taken_from_a_folder_that_may_only_be_read(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, display: Display) -> NoReturn:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(download, "_lock", refuse)
+    (tmp_path / NAME).write_bytes(DATA)
+    assert get(remote(server), tmp_path) == tmp_path / NAME
+    (tmp_path / NAME).write_bytes(DATA[1:])
+    with pytest.raises(DiskError, match=r"net\.weights\.part: Read-only file system"):
+        get(remote(server), tmp_path)
+    assert not server.requests
 
 
 def test_a_file_of_that_name_with_other_content_is_replaced(
@@ -119,18 +138,56 @@ def test_a_part_is_carried_on_at_another_mirror(server: FileServer, tmp_path: Pa
     assert (tmp_path / NAME).read_bytes() == DATA
 
 
-@pytest.mark.parametrize(
+cannot_resume = pytest.mark.parametrize(
     "answer",
-    [Answer(ranges=False), Answer(status=416), Answer(content_range=f"bytes 5-{SIZE - 1}/{SIZE}")],
-    ids=["ignored", "refused", "misunderstood"],
+    [
+        Answer(ranges=False),
+        Answer(ranges=False, length=False),
+        Answer(status=416),
+        Answer(content_range=f"bytes 5-{SIZE - 1}/{SIZE}", length=False),
+    ],
+    ids=["ignored", "ignored, without length", "refused", "misunderstood"],
 )
+
+
+@cannot_resume
 def test_a_server_that_cannot_resume_sends_all_of_it(
     server: FileServer, tmp_path: Path, answer: Answer
 ) -> None:
     (tmp_path / f"{NAME}.part").write_bytes(DATA[:100_000])
-    server.answers.append(answer)
+    server.answers.extend([answer, answer])
     get(remote(server), tmp_path)
     assert (tmp_path / NAME).read_bytes() == DATA
+
+
+@cannot_resume
+def test_what_is_there_is_not_given_up_while_another_mirror_may_go_on(
+    server: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], answer: Answer
+) -> None:
+    (tmp_path / f"{NAME}.part").write_bytes(DATA[:100_000])
+    server.answers.append(answer)
+    get(remote(server), tmp_path, f"http://127.0.0.1:{server.port}/first")
+    assert (tmp_path / NAME).read_bytes() == DATA
+    assert server.requests == [
+        Request(f"/{folder}/{NAME}", "bytes=100000-") for folder in ("first", "files")
+    ]
+    problem = "it does not go on where the download stopped; trying the next mirror"
+    assert f"/first/{NAME}: {problem}\n" in capsys.readouterr().out
+
+
+@cannot_resume
+def test_it_is_given_up_when_no_mirror_goes_on(
+    server: FileServer, tmp_path: Path, answer: Answer
+) -> None:
+    (tmp_path / f"{NAME}.part").write_bytes(DATA[:100_000])
+    server.answers.extend([answer, Answer(status=404), answer])
+    get(remote(server), tmp_path, f"http://127.0.0.1:{server.port}/first")
+    assert (tmp_path / NAME).read_bytes() == DATA
+    assert [request.target for request in server.requests[:3]] == [
+        f"/first/{NAME}",
+        ADDRESS,
+        f"/first/{NAME}",
+    ]
 
 
 @pytest.mark.parametrize("part", [b"x" * 1000, b"x" * SIZE, b"x" * (SIZE + 1)])
@@ -239,6 +296,118 @@ def test_proxies_are_taken_from_the_environment(
     (tmp_path / NAME).unlink()
     get(remote(server), tmp_path)
     assert server.requests[-1] == Request(ADDRESS, None)
+
+
+@pytest.mark.parametrize(
+    ("status", "problem", "requests_each"),
+    [
+        (403, "403 Forbidden", 1),
+        (407, "407 Proxy Authentication Required", 1),
+        (502, "502 Bad Gateway", 4),
+    ],
+)
+def test_a_refusing_proxy_is_named_and_asked_again_only_if_that_may_help(
+    server: FileServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    problem: str,
+    requests_each: int,
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
+    server.answers.extend([Answer(status=status)] * 8)
+    file = RemoteFile(NAME, SIZE, SHA256, ("https://one.invalid/of", "https://two.invalid/of"))
+    with pytest.raises(DownloadError) as raised:
+        get(file, tmp_path)
+    message = str(raised.value)
+    assert f"https://one.invalid/of/{NAME}: the proxy: Tunnel connection failed: {problem}" in (
+        message
+    )
+    assert "\n" not in message
+    assert [request.target for request in server.requests] == (
+        ["one.invalid:443"] * requests_each + ["two.invalid:443"] * requests_each
+    )
+
+
+def test_an_unreachable_proxy_is_named(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for scheme in ("http", "https"):
+        monkeypatch.setenv(f"{scheme.upper()}_PROXY", "http://127.0.0.1:1")
+        file = RemoteFile(NAME, SIZE, SHA256, (f"{scheme}://weights.invalid",))
+        with pytest.raises(DownloadError, match="the proxy: Connection refused"):
+            get(file, tmp_path)
+
+
+def test_a_malformed_proxy_is_one_line(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "gopher://127.0.0.1:1")
+    with pytest.raises(DownloadError, match="unsupported scheme gopher") as raised:
+        get(remote(server), tmp_path)
+    assert "\n" not in str(raised.value)
+    assert not server.requests
+
+
+def test_an_error_of_tls_within_the_file_is_momentary(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read1 = urllib3.HTTPResponse.read1
+    broken = iter([False, True])
+
+    def read(response: urllib3.HTTPResponse, size: int) -> bytes:
+        if next(broken, False):
+            raise urllib3.exceptions.SSLError(ssl.SSLError(1, "[SSL] bad record mac"))
+        return read1(response, min(size, 100_000))
+
+    monkeypatch.setattr(urllib3.HTTPResponse, "read1", read)
+    get(remote(server), tmp_path)
+    assert (tmp_path / NAME).read_bytes() == DATA
+    first, second = server.requests
+    assert first.range is None
+    assert second.range is not None
+
+    def never(response: urllib3.HTTPResponse, size: int) -> NoReturn:
+        raise urllib3.exceptions.SSLError(ssl.SSLError(1, "[SSL] bad record mac"))
+
+    monkeypatch.setattr(urllib3.HTTPResponse, "read1", never)
+    (tmp_path / NAME).unlink()
+    with pytest.raises(DownloadError, match=r"net\.weights: \[SSL\] bad record mac\)"):
+        get(remote(server), tmp_path)
+
+
+def test_a_server_without_tls_is_not_said_to_have_a_certificate(
+    server: FileServer, tmp_path: Path
+) -> None:
+    file = RemoteFile(NAME, SIZE, SHA256, (f"https://127.0.0.1:{server.port}",))
+    with pytest.raises(DownloadError, match=r"net\.weights: .*SSL") as raised:
+        get(file, tmp_path)
+    assert "certificate" not in str(raised.value)
+
+
+def test_a_certificate_that_is_not_accepted_is_no_matter_of_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuse(session: requests.Session, url: str, **options: object) -> NoReturn:
+        asked.append(url)
+        cause = ssl.SSLCertVerificationError(1, "certificate verify failed: self-signed")
+        reason = urllib3.exceptions.SSLError(cause)
+        try:
+            raise cause
+        except ssl.SSLError:  # as urllib3 and requests hand it on
+            pool = urllib3.HTTPSConnectionPool("weights.invalid")
+            failure = urllib3.exceptions.MaxRetryError(pool, url, reason)
+            raise requests.exceptions.SSLError(failure) from reason
+
+    monkeypatch.setattr(requests.Session, "get", refuse)
+    file = RemoteFile(NAME, SIZE, SHA256, ("https://weights.invalid",))
+    with pytest.raises(
+        DownloadError, match=r"its certificate is not accepted \(certificate verify failed: self-"
+    ):
+        get(file, tmp_path)
+    assert len(asked) == 1
 
 
 def test_a_disk_that_takes_no_more_keeps_what_it_took(server: FileServer, tmp_path: Path) -> None:

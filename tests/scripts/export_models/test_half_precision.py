@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from torch import nn
 
 from backend.vision.crops import crop_objects
 from backend.vision.detections import Detections, select_detections
-from backend.vision.letterbox import letterbox
+from backend.vision.letterbox import Letterbox, letterbox
 from benchmarks.voc import DATA_VARIABLE, VocPhoto, read_split
 from scripts.export_models.contract import ModelSpec, detector_spec, embedder_spec
 from scripts.export_models.errors import WeightsError
@@ -22,6 +23,7 @@ from scripts.export_models.formats import Precision
 from scripts.export_models.half_precision import HalfPrecision, half_precision
 from scripts.export_models.onnx_file import (
     TOLERANCES,
+    Arrays,
     check_parity,
     differences,
     export_onnx,
@@ -30,7 +32,13 @@ from scripts.export_models.onnx_file import (
 from scripts.export_models.resnet50 import Embedder
 from scripts.export_models.yolov3 import Detector
 from tests.scripts.export_models.committed_models import SPECS, committed_module, model_path
-from tests.scripts.export_models.runtimes import Run, onnx_runtime, open_vino
+from tests.scripts.export_models.runtimes import (
+    RUNTIMES,
+    Run,
+    assert_same_alone_and_among_eight,
+    onnx_runtime,
+    open_vino,
+)
 from tests.scripts.export_models.tiny_networks import TINY_LABELS, tiny_darknet, tiny_resnet50
 
 DETECTOR_SPEC = detector_spec(size=64, labels=TINY_LABELS, score_threshold=0.25, nms_threshold=0.45)
@@ -87,6 +95,15 @@ def test_runtimes_give_nearly_what_pytorch_gives_in_fp32(
         differences(expected, actual, spec, TOLERANCES[Precision.FP16])
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_an_image_gets_the_same_answer_alone_and_among_eight(
+    models: list[tuple[nn.Module, bytes, ModelSpec]], runtime: str
+) -> None:
+    for _, model, spec in models:
+        run = RUNTIMES[runtime](model, spec)
+        assert_same_alone_and_among_eight(run, spec, scenes(spec, 8, seed=0))
+
+
 def test_the_model_itself_stays_in_fp32() -> None:
     embedder = Embedder(tiny_resnet50())
     before = {name: tensor.clone() for name, tensor in embedder.state_dict().items()}
@@ -131,6 +148,8 @@ def test_a_small_variance_is_no_harm() -> None:
 PHOTOS = 100
 CROPS = 300
 
+SCORE_THRESHOLD = float(SPECS["yolov3-small"].parameters["score_threshold"])
+
 real_photos = pytest.mark.skipif(
     DATA_VARIABLE not in os.environ, reason=f"{DATA_VARIABLE} names no folder of photos"
 )
@@ -148,36 +167,95 @@ def both_precisions(name: str) -> tuple[Run, Run]:
     return onnx_runtime(model_path(name).read_bytes(), spec), onnx_runtime(half, spec)
 
 
-def found(run: Run, image: NDArray[np.uint8], placement: Any) -> Detections:
-    answer = run(image[None])
-    parameters = SPECS["yolov3-small"].parameters
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How what both precisions find in photos goes together; boxes in pixels of the input.
+
+    ``furthest`` is of all candidates above the score threshold, of either precision, the largest
+    difference from the other's. Of the objects that NMS leaves, each goes with one at most:
+    ``differences`` are those of the boxes of each such pair.
+    """
+
+    in_full: int
+    in_half: int
+    same_label: int
+    furthest: float
+    differences: NDArray[np.float64]
+
+
+def furthest(wanted: Arrays, found: Arrays) -> float:
+    """Of candidates above the threshold, the furthest from the nearest of its label in another."""
+    sure = wanted["scores"] >= SCORE_THRESHOLD
+    apart = np.abs(wanted["boxes"][sure][:, None] - found["boxes"][None]).max(-1)
+    same_label = wanted["labels"][sure][:, None] == found["labels"][None]
+    return float(np.where(same_label, apart, np.inf).min(1).max(initial=0))
+
+
+def objects(candidates: Arrays, placement: Letterbox) -> Detections:
+    """As the service chooses them."""
     return select_detections(
-        answer["boxes"][0],
-        answer["scores"][0],
-        answer["labels"][0],
+        candidates["boxes"],
+        candidates["scores"],
+        candidates["labels"],
         placement=placement,
-        score_threshold=float(parameters["score_threshold"]),
-        nms_threshold=float(parameters["nms_threshold"]),
+        score_threshold=SCORE_THRESHOLD,
+        nms_threshold=float(SPECS["yolov3-small"].parameters["nms_threshold"]),
     )
+
+
+def pairs(expected: Detections, actual: Detections) -> list[tuple[int, int]]:
+    """Which goes with which, each with one at most: the nearest first, of one label before others.
+
+    What is further than half of a box's shorter side is another object.
+    """
+    apart = np.abs(expected.boxes[:, None] - actual.boxes[None]).max(-1).astype(np.float64)
+    sides = (expected.boxes[:, 2:] - expected.boxes[:, :2]).min(1, keepdims=True)
+    apart[apart > sides / 2] = np.inf
+    other_label = expected.labels[:, None] != actual.labels[None]
+    chosen: list[tuple[int, int]] = []
+    for place in np.lexsort((apart.ravel(), other_label.ravel())):
+        row, column = (int(x) for x in np.unravel_index(place, apart.shape))
+        if np.isfinite(apart[row, column]):
+            chosen.append((row, column))
+            apart[row], apart[:, column] = np.inf, np.inf
+    return chosen
+
+
+def agreement(photos: Sequence[VocPhoto]) -> Agreement:
+    """Of the small detector in FP32 and in FP16, for as many photos as one has patience for."""
+    runs = both_precisions("yolov3-small")
+    size = SPECS["yolov3-small"].input.dims[0]
+    in_full = in_half = same_label = 0
+    largest = 0.0
+    differences: list[float] = []
+    for photo in photos:
+        pixels = photo.pixels()
+        image, placement = letterbox(pixels, size)
+        full, half = ({k: v[0] for k, v in run(image[None]).items()} for run in runs)
+        largest = max(largest, furthest(full, half), furthest(half, full))
+        expected, actual = objects(full, placement), objects(half, placement)
+        in_full, in_half = in_full + len(expected), in_half + len(actual)
+        pixel = max(pixels.shape[:2]) / size  # of the input, in pixels of the photo
+        for one, other in pairs(expected, actual):
+            same_label += int(expected.labels[one] == actual.labels[other])
+            apart = np.abs(expected.boxes[one] - actual.boxes[other]).max() / pixel
+            differences.append(float(apart))
+    return Agreement(in_full, in_half, same_label, largest, np.array(differences))
 
 
 @real_photos
 def test_in_real_photos_the_same_objects_are_found(photos: list[VocPhoto]) -> None:
-    """As the service finds them, to a pixel of the detector's input."""
-    full, half = both_precisions("yolov3-small")
-    size = SPECS["yolov3-small"].input.dims[0]
-    total = agreeing = 0
-    for photo in photos:
-        pixels = photo.pixels()
-        image, placement = letterbox(pixels, size)
-        expected, actual = (found(run, image, placement) for run in (full, half))
-        pixel = max(pixels.shape[:2]) / size  # of the input, in pixels of the photo
-        for box, label in zip(expected.boxes, expected.labels, strict=True):
-            near = (np.abs(actual.boxes - box) <= pixel).all(axis=1)
-            agreeing += bool((near & (actual.labels == label)).any())
-        total += len(expected)
-    assert total >= 200
-    assert agreeing >= 0.99 * total
+    """The network's boxes are the same to a pixel, and so the objects of nearly every photo.
+
+    Not of every one: of two boxes around an object whose scores are all but alike, NMS may keep one
+    here and the other there.
+    """
+    both = agreement(photos)
+    assert both.in_full >= 150
+    assert both.furthest <= 1
+    at_least = 0.99 * max(both.in_full, both.in_half)
+    assert both.same_label >= at_least
+    assert (both.differences <= 1).sum() >= at_least
 
 
 @real_photos

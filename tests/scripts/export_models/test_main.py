@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import onnx
 import onnxruntime
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from scripts.export_models import download, repository
 from scripts.export_models.__main__ import main
 from scripts.export_models.official import Catalogue
+from scripts.export_models.plans import Options, make_plans
 from scripts.export_models.resnet50 import ResNet50
 from tests.scripts.export_models.file_server import Answer, FileServer, Request
 from tests.scripts.export_models.limits import files_limited_to
@@ -100,9 +102,10 @@ def test_official_models_are_fetched_and_exported(
     assert f"downloading {serving.url}/yolov3.weights\n" in printed.out
     assert "wrote model_repository/yolov3/1/model.onnx (" in printed.out
     assert "checked boxes: ONNX Runtime is within" in printed.out
-    assert printed.out.endswith(
-        "to use yolov3 and resnet50, nothing needs to be set: they are the default\n"
-    )
+    assert "\nexporting yolov3 …\n" in printed.out
+    *_, default, other_collections = printed.out.splitlines()
+    assert default == "to use yolov3 and resnet50, nothing needs to be set: they are the default"
+    assert "set EMBEDDER_MODEL to it (resnet50-small, if" in other_collections
     assert not printed.err
     assert sorted(contents(here / "cache" / "image-similarity-search")) == [
         "resnet50-v1.pth",
@@ -140,7 +143,7 @@ def test_a_file_at_hand_a_checkpoint_a_precision_and_an_opset_are_taken(
     assert {x.data_type for x in model.graph.initializer if "conv1" in x.name} == {
         onnx.TensorProto.FLOAT16
     }
-    assert capsys.readouterr().out.endswith("to use resnet50, set EMBEDDER_MODEL=resnet50\n")
+    assert "\nto use resnet50, set EMBEDDER_MODEL=resnet50\n" in capsys.readouterr().out
 
 
 def test_a_detector_of_ones_own_is_exported(
@@ -165,8 +168,8 @@ def test_an_embedder_of_ones_own_is_exported(
     weights = ["--weights", str(files / "tiny.safetensors"), "--size", "96"]
     assert main(["tiny", *weights, *crops, "--repository", "elsewhere"]) == 0
 
-    assert capsys.readouterr().out.endswith(
-        "to use tiny, set MODEL_REPOSITORY=elsewhere EMBEDDER_MODEL=tiny\n"
+    assert "\nto use tiny, set MODEL_REPOSITORY=elsewhere EMBEDDER_MODEL=tiny\n" in (
+        capsys.readouterr().out
     )
     session = onnxruntime.InferenceSession(here / "elsewhere/tiny/1/model.onnx")
     assert session.get_inputs()[0].shape[1:] == [96, 96, 3]
@@ -208,6 +211,8 @@ EMBEDDER = ["tiny", "--weights=resnet50-v1.pth", "--size=64"]
         (["yolov3", *DETECTOR[1:]], "yolov3 is an official model, whose cfg and labels are known"),
         (["yolov3", "--weights=absent"], "absent: cannot be read: No such file or directory"),
         (["yolov3", "--weights=tiny.cfg"], "choose another NAME, with --cfg and --labels (YOLOv3)"),
+        (["yolov3", "yolov3", "--size=50"], "yolov3: section 13 [route]"),
+        (["resnet50", "--size=0"], "input size 0 is less than 32"),
         (["resnet50", "--weights=resnet50-v2.pth"], "another checkpoint of resnet50: choose --che"),
     ],
 )
@@ -231,6 +236,11 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not contents(here)
     assert contents(files) == before
     assert not serving.requests
+
+
+def test_a_name_given_twice_is_one_model(catalogue: Catalogue) -> None:
+    (plan,) = make_plans(Options(names=("yolov3", "yolov3"), size=96), catalogue)
+    assert plan.name == "yolov3"
 
 
 def test_another_file_than_the_official_one_is_told_with_both_sums(
@@ -318,6 +328,43 @@ def test_a_full_disk_is_one_line_and_leaves_the_repository(
     assert contents(here / "model_repository") == in_use
 
 
+def test_a_disk_too_full_for_the_model_is_one_line_and_leaves_the_one_in_use(
+    here: Path,
+    files: Path,
+    in_use: Files,
+    catalogue: Catalogue,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with files_limited_to((files / "yolov3.weights").stat().st_size):
+        assert main(["yolov3"], catalogue=catalogue) == 1
+    printed = capsys.readouterr()
+    assert printed.err.endswith("model_repository: File too large; the model yolov3 is as it was\n")
+    assert printed.err.count("\n") == 1
+    assert contents(here / "model_repository") == in_use
+    assert [path.name for path in (here / "model_repository").iterdir()] == ["yolov3"]
+
+
+def test_a_model_comes_from_the_mirror_that_gives_it_however_often_it_breaks_off(
+    here: Path, catalogue: Catalogue, serving: FileServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serving.answers.extend([Answer(status=404), Answer(cut_after=5000)])
+    mirror = f"http://127.0.0.1:{serving.port}/one"
+    assert main(["yolov3", "--mirror", mirror], catalogue=catalogue) == 0
+    printed = capsys.readouterr()
+    assert f"{mirror}/yolov3.weights: HTTP 404 Not Found; trying the next mirror\n" in printed.out
+    assert not printed.err
+    assert serving.requests == [
+        Request("/one/yolov3.weights", None),
+        Request("/files/yolov3.weights", None),
+        Request("/files/yolov3.weights", "bytes=5000-"),
+    ]
+    assert sorted(contents(here / "model_repository")) == [
+        "yolov3/1/model.onnx",
+        "yolov3/config.pbtxt",
+        "yolov3/configs/cpu.pbtxt",
+    ]
+
+
 def test_mirrors_are_asked_first(
     here: Path, catalogue: Catalogue, serving: FileServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -329,6 +376,9 @@ def test_mirrors_are_asked_first(
         Request(f"/{folder}/yolov3.weights", None) for folder in ("one", "two", "files")
     ]
     assert (here / "kept" / "here").is_dir()
+    error = capsys.readouterr().err
+    assert error.count("/yolov3.weights: HTTP 404 Not Found") == 3
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("value", ["", "relative/folder", None])
@@ -362,7 +412,9 @@ def test_ctrl_c_keeps_what_has_arrived_and_the_same_command_goes_on(
     over = threading.Event()
     serving.answers.append(Answer(cut_after=5000, wait_for=over))
     program = (
-        "import sys; from pathlib import Path;"
+        # Where Ctrl-C is ignored, as in a shell's background job, so would its children.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        " import sys; from pathlib import Path;"
         " from scripts.export_models.__main__ import main;"
         " from tests.scripts.export_models.small_catalogue import small_catalogue;"
         f" sys.exit(main(['yolov3'], catalogue=small_catalogue(Path({str(files)!r}),"
@@ -418,6 +470,53 @@ def test_ctrl_c_while_exporting_is_one_line(
     assert main(["yolov3"], catalogue=catalogue) == 130
     assert capsys.readouterr().err == "python -m scripts.export_models: interrupted\n"
     assert contents(here / "model_repository") == in_use
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_that_ends_the_process_is_as_ctrl_c(
+    here: Path,
+    in_use: Files,
+    catalogue: Catalogue,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
+) -> None:
+    before = signal.signal(number, signal.SIG_DFL)
+    rename = os.replace
+
+    def stop_before_the_new_one(source: Path, target: Path) -> None:
+        if source.name == "complete":
+            signal.raise_signal(number)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", stop_before_the_new_one)
+    try:
+        assert main(["yolov3"], catalogue=catalogue) == code
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert capsys.readouterr().err == "python -m scripts.export_models: interrupted\n"
+    assert contents(here / "model_repository") == in_use
+    assert [path.name for path in (here / "model_repository").iterdir()] == ["yolov3"]
+
+
+def test_a_signal_that_is_ignored_stays_so(
+    here: Path, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``nohup`` has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def hang_up(*arguments: object, **options: object) -> NoReturn:
+        signal.raise_signal(signal.SIGHUP)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(repository, "check_parity", hang_up)
+    try:
+        assert main(["yolov3"], catalogue=catalogue) == 130
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_command_line_starts_without_pytorch() -> None:

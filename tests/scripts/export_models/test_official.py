@@ -159,7 +159,9 @@ async def test_the_service_says_how_to_export_what_is_only_described(
     configs_only(tmp_path)
     server = OnnxServer(tmp_path)
     try:
-        with pytest.raises(ConfigurationError, match=rf"python -m scripts\.export_models {name}$"):
+        with pytest.raises(
+            ConfigurationError, match=rf"\[export\]', then python -m scripts\.export_models {name}$"
+        ):
             await server.load(name)
     finally:
         await server.close()

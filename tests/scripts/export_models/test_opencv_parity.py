@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from scripts.export_models.onnx_file import export_onnx
 from scripts.export_models.yolov3 import Darknet, Detector
 from tests.scripts.export_models.lively_weights import busy_images, enliven
 from tests.scripts.export_models.opencv_darknet import Predictions, opencv_predictions
+from tests.scripts.export_models.runtimes import RUNTIMES, assert_same_alone_and_among_eight
 from tests.scripts.export_models.tiny_networks import TINY_CFG
 
 BOX_TOLERANCE: Final = 0.1
@@ -152,11 +152,13 @@ def test_opencv_finds_the_same(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.unique(expected.anchors[sources]), every_anchor)
     assert len(np.unique(found.labels)) > network.classes / 2
 
-    session = onnxruntime.InferenceSession(
-        export_onnx(Detector(model), spec), providers=["CPUExecutionProvider"]
-    )
-    names = [output.name for output in spec.outputs]
-    check_same(detections(session.run(names, {spec.input.name: image[None]})), expected)
+    onnx = export_onnx(Detector(model), spec)
+    for runtime in RUNTIMES.values():
+        run = runtime(onnx, spec)
+        answer = run(image[None])
+        check_same(detections(answer[output.name] for output in spec.outputs), expected)
+        if name == "yolov3-tiny":  # the others would take minutes
+            assert_same_alone_and_among_eight(run, spec, busy_images(spec, 8, seed=1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -91,7 +93,7 @@ def test_a_full_disk_leaves_the_model_in_use(tmp_path: Path) -> None:
 
     with (
         files_limited_to(100),
-        pytest.raises(DiskError, match=r"File too large; the model repository is as it was"),
+        pytest.raises(DiskError, match=r"File too large; the model mean-colour is as it was"),
     ):
         export(tmp_path)
 
@@ -126,6 +128,74 @@ def test_what_stops_the_last_step_leaves_the_model_in_use(
         export(tmp_path)
 
     assert contents(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["mean-colour"]
+
+
+def test_what_is_replaced_but_cannot_be_removed_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tmp_path / "mean-colour" / "1" / "model.onnx"
+    before.parent.mkdir(parents=True)
+    before.write_bytes(b"an older one")
+
+    def refuse(path: object, *arguments: object, **options: object) -> NoReturn:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        for name in ("unlink", "rmdir"):
+            patched.setattr(os, name, refuse)
+        export(tmp_path)
+    assert set(contents(tmp_path / "mean-colour")) == FILES
+
+    export(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mean-colour"]
+
+
+def test_all_of_a_model_is_on_the_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    at_rename: list[str] = []
+    sync, rename = os.fsync, os.replace
+
+    def note_sync(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        sync(descriptor)
+
+    def note_rename(source: Path, target: Path) -> None:
+        at_rename.extend(synced)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_rename)
+    export(tmp_path)
+    assert {*at_rename} == {"model.onnx", "config.pbtxt", "cpu.pbtxt", "complete", "1", "configs"}
+    assert synced[len(at_rename) :] == [tmp_path.name]
+
+
+def test_what_a_killed_export_has_left_is_removed(tmp_path: Path) -> None:
+    export(tmp_path)
+    for left in (".mean-colour-abcd_123", ".mean-colour-2-abcd_123", ".mean-colour-notes"):
+        shutil.copytree(tmp_path / "mean-colour", tmp_path / left / "complete")
+
+    export(tmp_path)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".mean-colour-2-abcd_123",  # another model's
+        ".mean-colour-notes",
+        "mean-colour",
+    ]
+
+
+def test_a_model_that_a_killed_export_has_taken_away_is_put_back_first(tmp_path: Path) -> None:
+    folder = tmp_path / ".mean-colour-abcd_123"
+    (folder / "previous" / "1").mkdir(parents=True)
+    (folder / "previous" / "1" / "model.onnx").write_bytes(b"the one in use")
+
+    with files_limited_to(100), pytest.raises(DiskError):
+        export(tmp_path)
+
+    assert contents(tmp_path) == {"mean-colour/1/model.onnx": b"the one in use"}
     assert [path.name for path in tmp_path.iterdir()] == ["mean-colour"]
 
 

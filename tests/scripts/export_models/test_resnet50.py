@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -174,6 +175,24 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
         load_resnet50(saved(path, [torch.zeros(1)]))
     with pytest.raises(WeightsError, match="is not a state dict"):
         load_resnet50(saved(path, {"epoch": 3}))
-    # A whole pickled module could run code on loading, and is refused for it.
-    with pytest.raises(WeightsError, match="cannot be read"):
-        load_resnet50(saved(path, nn.Linear(1, 1)))
+
+
+def test_what_pytorch_refuses_to_read_is_refused_in_words_of_ours(tmp_path: Path) -> None:
+    """Its own advise to read it without the check, which is what lets a file run code."""
+    path = tmp_path / "w.pt"
+    torch.save(nn.Linear(1, 1), path)
+    module = path.read_bytes()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "version"):  # as TorchScript's begin
+            archive.writestr(f"w/{name}", "3\n")
+    script = path.read_bytes()
+    damaged = saved(path, tiny_state()).read_bytes()[:-1000]
+    for content in (module, script, damaged, b"", b"e", b".", b"\x80\x02h\x00."):
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match="cannot be read as a PyTorch state") as raised:
+            load_resnet50(path)
+        message = str(raised.value)
+        assert "save what model.state_dict() gives" in message
+        assert "weights_only" not in message
+        assert "\x1b" not in message
+        assert "\n" not in message

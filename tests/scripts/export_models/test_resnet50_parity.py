@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -28,6 +27,7 @@ from scripts.export_models.resnet50 import (
     ResNet50,
 )
 from tests.scripts.export_models.lively_weights import busy_images, enliven
+from tests.scripts.export_models.runtimes import RUNTIMES, assert_same_alone_and_among_eight
 
 TOLERANCE: Final = 1e-4
 CLASSES: Final = 10
@@ -148,12 +148,13 @@ def test_the_onnx_file_gives_the_same_directions(ours: ResNet50, theirs: nn.Modu
         name: tensor for name, tensor in ours.state_dict().items() if not name.startswith("fc.")
     }
     network.load_state_dict(without_classifier)
-    session = onnxruntime.InferenceSession(
-        export_onnx(Embedder(network), spec), providers=["CPUExecutionProvider"]
-    )
-    images = crops(224, 3, seed=3)
-    (found,) = session.run(["embeddings"], {"crops": images})
-    expected = features(theirs, images)
+    model = export_onnx(Embedder(network), spec)
+    images = crops(224, 8, seed=3)
+    expected = features(theirs, images[:3])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    for runtime in RUNTIMES.values():
+        run = runtime(model, spec)
+        found = run(images[:3])["embeddings"]
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+        assert_same_alone_and_among_eight(run, spec, images)

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.errors import InvalidImage
 from benchmarks.voc import VocPhoto, read_split
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -39,7 +40,7 @@ def load_photos(folder: Path, labels: Sequence[str], *, side: int) -> list[Photo
     Raises:
         ValueError: there are no photos, or an object's label is not among ``labels``.
         OSError: a file cannot be read.
-        backend.errors.InvalidImage: a file is no photo.
+        InvalidImage: a file is no photo.
     """
     numbers = {label: number for number, label in enumerate(labels)}
 
@@ -49,7 +50,10 @@ def load_photos(folder: Path, labels: Sequence[str], *, side: int) -> list[Photo
         return numbers[label]
 
     def load(photo: VocPhoto) -> Photo:
-        pixels = photo.pixels()
+        try:
+            pixels = photo.pixels()
+        except InvalidImage as error:
+            raise InvalidImage(f"{photo.path}: {error}") from None
         height, width = pixels.shape[:2]
         scale = min(1.0, side / max(height, width))
         if scale < 1:

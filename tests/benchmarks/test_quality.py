@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -23,12 +24,14 @@ def ignore(_message: str) -> None:
 
 
 @pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary folders are made, to see that none stays."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where temporary folders are made, to see that none stays.
+
+    Its path is short: Milvus Lite's socket lies there, and may have 107 characters.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
 
 
 def in_0_to_1(value: object) -> bool:
@@ -79,7 +82,7 @@ async def test_everything_is_measured_and_nothing_stays(
 
 
 def test_the_command_prints_the_table_and_writes_the_report(
-    annotated: Path, tmp_path: Path
+    annotated: Path, temporary: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "quality.json"
     done = subprocess.run(
@@ -88,7 +91,7 @@ def test_the_command_prints_the_table_and_writes_the_report(
             *("--data", str(annotated), "--gallery", "4", "--json", str(path)),
         ),
         cwd=REPOSITORY,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(temporary)},
         capture_output=True,
         text=True,
         timeout=120,
@@ -106,7 +109,7 @@ def test_the_command_prints_the_table_and_writes_the_report(
     ]
     assert json.loads(path.read_text())["retrieval"]["gallery_photos"] == 4
     # Milvus Lite's own log stays, as it does of every service.
-    assert not [found for found in tmp_path.iterdir() if found.name.startswith("tmp")]
+    assert not [found for found in temporary.iterdir() if found.name.startswith("tmp")]
 
 
 # Photos through the service

@@ -476,27 +476,41 @@ def test_ctrl_c_while_exporting_is_one_line(
 def test_a_signal_that_ends_the_process_is_as_ctrl_c(
     here: Path,
     in_use: Files,
-    catalogue: Catalogue,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    files: Path,
+    serving: FileServer,
     number: signal.Signals,
     code: int,
 ) -> None:
-    before = signal.signal(number, signal.SIG_DFL)
-    rename = os.replace
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+from scripts.export_models.__main__ import main
+from tests.scripts.export_models.small_catalogue import small_catalogue
 
-    def stop_before_the_new_one(source: Path, target: Path) -> None:
-        if source.name == "complete":
-            signal.raise_signal(number)
-        rename(source, target)
+signal.signal({number:d}, signal.SIG_DFL)
+rename = os.replace
 
-    monkeypatch.setattr(os, "replace", stop_before_the_new_one)
-    try:
-        assert main(["yolov3"], catalogue=catalogue) == code
-        assert signal.getsignal(number) is signal.SIG_DFL
-    finally:
-        signal.signal(number, before)
-    assert capsys.readouterr().err == "python -m scripts.export_models: interrupted\n"
+def stop_before_the_new_one(source, target):
+    if source.name == "complete":
+        signal.raise_signal({number:d})
+    rename(source, target)
+
+os.replace = stop_before_the_new_one
+sys.exit(main(["yolov3"], catalogue=small_catalogue(Path({str(files)!r}), {serving.url!r})))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (
+        code,
+        "python -m scripts.export_models: interrupted\n",
+    )
     assert contents(here / "model_repository") == in_use
     assert [path.name for path in (here / "model_repository").iterdir()] == ["yolov3"]
 

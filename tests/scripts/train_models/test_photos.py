@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backend.errors import InvalidImage
 from scripts.train_models.photos import batch_starts, epoch_order, load_photos, repeat_factors
 from tests.annotated_photos import LABELS, SIDE
 
@@ -26,6 +27,13 @@ def test_photos_are_never_magnified(annotated: Path) -> None:
 def test_an_unknown_label_is_named(annotated: Path) -> None:
     with pytest.raises(ValueError, match=r"train: the label '(bus|sheep)' is not among"):
         load_photos(annotated / "train", ["cat"], side=SIDE)
+
+
+def test_a_file_that_is_no_photo_is_named(annotated: Path) -> None:
+    damaged = annotated / "train/images/003.jpg"
+    damaged.write_bytes(b"no photo")
+    with pytest.raises(InvalidImage, match=f"^{damaged}: "):
+        load_photos(annotated / "train", LABELS, side=SIDE)
 
 
 def test_no_photos_at_all_is_an_error(tmp_path: Path) -> None:

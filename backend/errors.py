@@ -10,19 +10,21 @@
     ├── TooLarge                 413  more bytes or pixels than allowed
     ├── UnsupportedFormat        415  an image, but of a format that is not read
     ├── BadGateway               502  a server that the caller pointed to misbehaved
-    └── Unavailable              503  not now: stopping, or an engine does not answer
+    └── Unavailable              503  not now: the service is starting or stopping
+        └── EngineUnavailable    503  an engine does not answer, or cannot do what it is asked
     ConfigurationError           settings or models that cannot work; never over HTTP, exit code 2
 
 Messages are sentences for the caller: what was wrong, with which value, and what to do next.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 __all__ = [
     "BadGateway",
     "ConfigurationError",
     "Conflict",
     "EmbedderMismatch",
+    "EngineUnavailable",
     "Forbidden",
     "InvalidImage",
     "InvalidInput",
@@ -91,9 +93,23 @@ class BadGateway(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """The service is stopping, or an engine does not answer; try the same request again."""
+    """The service is starting or stopping; the same request may be tried again."""
 
     status = 503
+    retry_after: Final = 5
+    """Seconds after which trying again makes sense, for the header `Retry-After`."""
+
+
+class EngineUnavailable(Unavailable):
+    """An engine does not answer, answers too late, or says that it cannot at the moment.
+
+    What has been asked of it may or may not have been done. Waiting and asking again is right.
+    """
+
+    def __init__(self, engine: str, message: str) -> None:
+        """`engine` as people call it: Triton, Milvus, MySQL, Milvus Lite, SQLite."""
+        super().__init__(message)
+        self.engine = engine
 
 
 class ConfigurationError(Exception):

@@ -5,12 +5,13 @@ environment variable is the field's name in capitals, the flag is the field's na
 This module knows no engine and reads nothing but the environment.
 """
 
+import json
 import os
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.errors import ConfigurationError
 from backend.names import check_collection_name
@@ -98,30 +99,64 @@ class Settings(BaseSettings):
         description="photos of a load in flight together (default: twice the CPU cores)",
     )
 
-    triton_url: str | None = Field(None, description="Triton's gRPC address (unset: in-process)")
+    request_timeout: float = Field(
+        30.0, gt=0, description="seconds that a search or an upload may take before it gets a 503"
+    )
+    engine_timeout: float = Field(
+        30.0, gt=0, description="seconds that one call of an engine may take"
+    )
+
+    triton_url: str | None = Field(
+        None, description="Triton's gRPC address, or several behind commas (unset: in-process)"
+    )
+    triton_tls: bool = Field(False, description="whether to speak TLS with Triton")
+    triton_ca: Path | None = Field(
+        None, description="PEM file of who signs Triton's certificate (unset: the system's)"
+    )
+
     milvus_host: str | None = Field(None, description="Milvus' host (unset: Milvus Lite)")
     milvus_port: int = Field(19530, ge=1, le=65535, description="Milvus' port")
+    milvus_token: SecretStr = Field(
+        SecretStr(""), description="Milvus' token, or USER:PASSWORD (unset: no authentication)"
+    )
+    milvus_db: str = Field("default", description="Milvus' database")
+    milvus_tls: bool = Field(False, description="whether to speak TLS with Milvus")
+    milvus_ca: Path | None = Field(
+        None, description="PEM file of who signs Milvus' certificate (unset: the system's)"
+    )
+    milvus_index: str = Field("HNSW", description="type of the index of a Milvus server")
+    milvus_index_params: Annotated[dict[str, Any], NoDecode] = Field(
+        {"M": 16, "efConstruction": 200}, description="parameters of building the index, JSON"
+    )
+    milvus_search_params: Annotated[dict[str, Any], NoDecode] = Field(
+        {"ef": 128}, description="parameters of searching the index, JSON"
+    )
+
     mysql_host: str | None = Field(None, description="MySQL's host (unset: SQLite)")
     mysql_port: int = Field(3306, ge=1, le=65535, description="MySQL's port")
     mysql_user: str = Field("root", description="MySQL's user")
     mysql_pwd: SecretStr = Field(SecretStr(""), description="MySQL's password")
-    mysql_db: str = Field("mysql", description="MySQL's database")
+    mysql_db: str = Field("mysql", description="MySQL's database; it is made where there is none")
+    mysql_tls: bool = Field(False, description="whether to speak TLS with MySQL")
+    mysql_ca: Path | None = Field(
+        None, description="PEM file of who signs MySQL's certificate (unset: the system's)"
+    )
+    mysql_pool_size: int = Field(
+        10, ge=2, le=1000, description="connections to MySQL that are kept open at most"
+    )
 
     @field_validator("default_table")
     @classmethod
     def _valid_collection_name(cls, value: str) -> str:
         return check_collection_name(value)
 
-    @model_validator(mode="after")
-    def _only_engines_that_exist(self) -> Self:
-        # A setting that is silently ignored would be worse than one that is refused.
-        for name in ("triton_url", "milvus_host", "mysql_host"):
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name.upper()} is set, but this version runs the embedded engines only:"
-                    f" unset {name.upper()}"
-                )
-        return self
+    @field_validator("milvus_index_params", "milvus_search_params", mode="before")
+    @classmethod
+    def _parsed_json(cls, value: object) -> object:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            raise ValueError('it must be a JSON object, such as {"M": 16}') from None
 
     @property
     def uploads(self) -> Path:

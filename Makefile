@@ -54,6 +54,15 @@ $(VENV)/opencv4.stamp: | $(BIN)/python
 		--target $(VENV)/opencv4 'opencv-python-headless>=4.14,<5'
 	@touch $@
 
-$(VENV)/test.stamp: pyproject.toml $(VENV)/opencv4.stamp | $(BIN)/python
+# The servers that the tests run against, from packages that pin other versions than ours. Where
+# there is none for this machine, the tests that need it skip, and say so.
+$(VENV)/engines.stamp: | $(BIN)/python
+	for engine in triton=nvidia-pytriton==0.7.0 milvus=milvus==2.3.5; do \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+			--target "$(VENV)/engines/$${engine%%=*}" "$${engine#*=}" || true; \
+	done
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml $(VENV)/opencv4.stamp $(VENV)/engines.stamp | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[export,train,test]'
 	@touch $@ $(VENV)/serve.stamp $(VENV)/export.stamp

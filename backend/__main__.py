@@ -11,19 +11,20 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import structlog
 from aiohttp import web
-from pydantic import SecretStr
 
-from backend.app import create_app, open_services
-from backend.checking import check_collection
-from backend.console import print_reports, show_load, stderr
+from backend.app import Services, create_app, open_services
+from backend.checking import CollectionReport, check_collection
+from backend.console import print_reports, show_embedding, show_load, stderr
 from backend.errors import ConfigurationError, ServiceError
-from backend.http.services import INDEXER
+from backend.http.services import RUNNING
+from backend.indexing import Indexer
 from backend.logs import configure_logging
-from backend.settings import Settings
+from backend.settings import Settings, default_text
 
 _log = structlog.get_logger("backend")
 
@@ -73,9 +74,15 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "check",
         _check,
-        "undo what a crash has left, and compare catalog, vectors and disk, while no service runs",
+        "undo what a crash has left, and compare catalog, vectors and disk",
     )
     check.add_argument("--json", action="store_true", help="print JSON to standard output")
+    check.add_argument(
+        "--repair",
+        action="store_true",
+        help="mend what is found: remove stray vectors and photos that are gone, index again what"
+        " lacks vectors or has failed, embed anew what another embedder has filled",
+    )
     return parser
 
 
@@ -93,10 +100,7 @@ def _command(
         "settings", "Each comes from its flag, else from the environment variable in brackets."
     )
     for field, info in Settings.model_fields.items():
-        default = info.default
-        if isinstance(default, SecretStr):
-            default = default.get_secret_value()
-        shown = "unset" if default is None or default == "" else default
+        shown = default_text(field) or "unset"
         group.add_argument(
             f"--{field.replace('_', '-')}",
             metavar="VALUE",
@@ -150,7 +154,7 @@ async def _serve(settings: Settings, options: dict[str, Any]) -> int:
     runner = web.AppRunner(
         app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_SECONDS
     )
-    ready = False
+    listening = False
     try:
         await runner.setup()
         site = web.TCPSite(runner, settings.host, settings.port)
@@ -162,14 +166,16 @@ async def _serve(settings: Settings, options: dict[str, Any]) -> int:
                 " choose another HOST or PORT"
             ) from None
         url = _url(settings.host, runner.addresses[0][1])
-        ready = True
+        listening = True
+        _log.info("server.listening", url=url)
+        services = await app[RUNNING].wait_until_ready()
         _log.info("server.ready", url=url)
         if options["load"]:
-            await _load_while_serving(app, settings, options["load"], url)
+            await _load_while_serving(services.indexer, settings, options["load"], url)
         await asyncio.Event().wait()
     finally:
         await runner.cleanup()
-        if ready:
+        if listening:
             _log.info("server.stopped")
     return 0
 
@@ -178,11 +184,9 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _load_while_serving(
-    app: web.Application, settings: Settings, folder: str, url: str
-) -> None:
+async def _load_while_serving(indexer: Indexer, settings: Settings, folder: str, url: str) -> None:
     try:
-        await show_load(await app[INDEXER].start_load(folder, settings.default_table))
+        await show_load(await indexer.start_load(folder, settings.default_table))
     except ServiceError as error:
         # The service is of use without it: what was wrong is said, and it goes on.
         stderr.print(f"error: {error}", markup=False, soft_wrap=True)
@@ -210,16 +214,39 @@ async def _load(settings: Settings, options: dict[str, Any]) -> int:
 
 async def _check(settings: Settings, options: dict[str, Any]) -> int:
     async with open_services(settings) as services:
-        reports = [
-            await check_collection(collection, services.catalog, services.vectors)
-            for collection in await services.catalog.collections("ready")
-        ]
-        in_use = services.analyzer.embedder
+        reports = await _reports(services)
+        if options["repair"]:
+            print_reports(reports)
+            for report in reports:
+                await _repair(services, report)
+            reports = await _reports(services)
     if options["json"]:
         print(json.dumps({"collections": [report.as_json() for report in reports]}, indent=2))
     else:
-        print_reports(reports, in_use.sha256)
+        print_reports(reports)
     return 0 if all(report.is_consistent for report in reports) else 1
+
+
+async def _reports(services: Services) -> list[CollectionReport]:
+    reports = []
+    for collection in await services.catalog.collections("ready"):
+        async with services.writer.turn():  # a service beside this command writes nothing then
+            reports.append(
+                await check_collection(
+                    collection, services.catalog, services.vectors, services.analyzer.embedder
+                )
+            )
+    return reports
+
+
+async def _repair(services: Services, report: CollectionReport) -> None:
+    repairer = services.repairer
+    await repairer.remove_strays(report)
+    collection = report.collection
+    if report.needs_embedding:
+        await show_embedding(collection, partial(repairer.embed_anew, collection))
+    elif load := await repairer.index_again(report):
+        await show_load(load)
 
 
 if __name__ == "__main__":

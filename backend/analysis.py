@@ -13,7 +13,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import EmbedderMismatch
+from backend.deadlines import acquire
+from backend.errors import EmbedderMismatch, EngineUnavailable
 from backend.serving.models import Candidates, Detector, Embedder
 from backend.storage.catalog import Collection, NewObject
 from backend.vision.crops import crop_objects
@@ -44,16 +45,22 @@ class AnalyzedPhoto:
 
 
 class PhotoAnalyzer:
-    """Runs the detector and the embedder on photos; many calls may be in flight together."""
+    """Runs the detector and the embedder on photos; many calls may be in flight together.
+
+    Attributes:
+        engine_name: of what runs the models.
+    """
 
     def __init__(
         self,
         detector: Detector,
         embedder: Embedder,
         *,
+        engine_name: str,
         whole_image: Literal["fallback", "always", "never"],
         max_pixels: int,
     ) -> None:
+        self.engine_name = engine_name
         self.detector = detector
         self.embedder = embedder
         self._whole_image = whole_image
@@ -69,9 +76,18 @@ class PhotoAnalyzer:
 
         Raises:
             InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`.
+            EngineUnavailable: the models do not answer, or not before the deadline.
         """
         loop = asyncio.get_running_loop()
-        async with self._decoded:
+        try:
+            await acquire(self._decoded)
+        except TimeoutError:
+            raise EngineUnavailable(
+                self.engine_name,
+                f"{self.engine_name} has more photos to work on than it can at the moment: try"
+                " again later",
+            ) from None
+        try:
             photo, square, placement = await loop.run_in_executor(
                 self._threads, self._prepare, data
             )
@@ -81,7 +97,27 @@ class PhotoAnalyzer:
             )
             height, width = photo.shape[:2]
             del photo, square  # a large photo's pixels need not wait for the embedder's turn
+        finally:
+            self._decoded.release()
         return AnalyzedPhoto(width, height, objects, await self.embedder.embed(crops))
+
+    async def embed_objects(self, data: bytes, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Embeddings, float32 [N, D], of objects of an encoded photo that are known already.
+
+        Args:
+            boxes: float32 [N, 4], xyxy in pixels of the upright photo.
+
+        Raises:
+            as `analyze`.
+        """
+        async with self._decoded:
+            crops = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._cut_known, data, boxes
+            )
+        return await self.embedder.embed(crops)
+
+    def _cut_known(self, data: bytes, boxes: NDArray[np.float32]) -> NDArray[np.uint8]:
+        return self._crop(decode(data, max_pixels=self._max_pixels), boxes)
 
     def check_collection(self, collection: Collection) -> None:
         """Refuses a collection whose vectors come from another embedder than the one in use.
@@ -97,8 +133,9 @@ class PhotoAnalyzer:
             f" {self.embedder.name!r} ({self.embedder.dimension}-d, identity"
             f" {self.embedder.sha256[:12]}…, crop_geometry {self.embedder.crop_geometry},"
             f" crop_margin {self.embedder.crop_margin:g}): their vectors do not compare. To embed"
-            " its photos anew, drop the collection and load them again; to keep it, start with"
-            " EMBEDDER_MODEL set to the embedder that filled it, its config.pbtxt as it was"
+            " its photos anew, run python -m backend check --repair with the same settings; to keep"
+            " it, start with EMBEDDER_MODEL set to the embedder that filled it, its config.pbtxt"
+            " as it was"
         )
 
     def _prepare(self, data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Letterbox]:
@@ -128,14 +165,16 @@ class PhotoAnalyzer:
             whole = (0.0, 0.0, float(width), float(height))
             objects.append(NewObject(WHOLE_IMAGE_LABEL, _WHOLE_IMAGE_SCORE, whole))
             boxes = np.vstack([boxes, np.array([whole], np.float32)])
-        crops = crop_objects(
+        return objects, self._crop(photo, boxes)
+
+    def _crop(self, photo: NDArray[np.uint8], boxes: NDArray[np.float32]) -> NDArray[np.uint8]:
+        return crop_objects(
             photo,
             boxes,
             self.embedder.size,
             geometry=self.embedder.crop_geometry,
             margin=self.embedder.crop_margin,
         )
-        return objects, crops
 
     async def close(self) -> None:
         """Ends the threads."""

@@ -4,36 +4,51 @@ The one module that knows everyone.
 """
 
 import asyncio
+import contextlib
 import importlib.metadata
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import cv2
+import structlog
 from aiohttp import web
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from backend.analysis import PhotoAnalyzer
-from backend.errors import ConfigurationError
+from backend.errors import ConfigurationError, EngineUnavailable
 from backend.fetching import PhotoFetcher
 from backend.files import lock_file
-from backend.http import compat, docs, middlewares
-from backend.http.services import CATALOG, FETCHER, INDEXER, SEARCHER, SETTINGS
+from backend.http import compat, docs, health, middlewares
+from backend.http import services as http
+from backend.http.services import RUNNING, SETTINGS, Running
 from backend.indexing import Indexer
+from backend.readiness import Readiness
+from backend.repairing import Repairer
 from backend.searching import Searcher
-from backend.serving.models import Detector, Embedder, default_pair
+from backend.serving.models import Detector, Embedder, ModelServer, default_pair
 from backend.serving.onnx import OnnxServer
+from backend.serving.triton import TritonServer
 from backend.settings import Settings
-from backend.storage.catalog import Catalog
-from backend.storage.vectors import MilvusLite, VectorStore
+from backend.storage.catalog import Catalog, MySQLOptions
+from backend.storage.vectors import MilvusLite, MilvusOptions, MilvusServer, VectorStore
+from backend.uploads import UploadFolder
+from backend.writing import PhotoWriter
 
 __all__ = ["Services", "create_app", "open_services"]
+
+_log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
 
 _DISTRIBUTION: Final = "image-similarity-search"
 _MAX_BODY_BYTES: Final = 2**20
 """Of a JSON body; uploads are read part by part under their own limit."""
+_SILENT_START_SECONDS: Final = 10.0
+"""The embedded engines take one or two; only a server that is frozen says nothing for longer."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +58,24 @@ class Services:
     catalog: Catalog
     vectors: VectorStore
     analyzer: PhotoAnalyzer
+    readiness: Readiness
+    writer: PhotoWriter
     indexer: Indexer
     searcher: Searcher
+    repairer: Repairer
+
+
+OnWait = Callable[[str, str | None], None]
+"""Is told of an engine that is waited for, and why, and, with None, of one that has come."""
 
 
 @asynccontextmanager
-async def open_services(settings: Settings) -> AsyncIterator[Services]:
+async def open_services(
+    settings: Settings, *, on_wait: OnWait = lambda engine, problem: None
+) -> AsyncIterator[Services]:
     """Opens engines and services, undoes what a crash has left, and closes all at the end.
+
+    Waits for engines that are not there yet, each for itself.
 
     Raises:
         ConfigurationError: the models, the stored data and the settings do not fit together.
@@ -59,10 +85,45 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     # A damaged photo is reported by us, with its name; OpenCV would print lines of its own.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     async with AsyncExitStack() as stack:
-        stack.enter_context(_locked(settings.data_dir))
+        if settings.milvus_host is None or settings.mysql_host is None:
+            stack.enter_context(_locked(settings.data_dir))
         _check_uploads(settings.uploads)
-        models = OnnxServer(settings.model_repository)
-        stack.push_async_callback(models.close)
+        try:
+            async with asyncio.TaskGroup() as opening:
+                models = opening.create_task(
+                    _when_available(partial(_open_models, settings, stack), on_wait)
+                )
+                catalogs = opening.create_task(
+                    _when_available(partial(_open_catalog, settings, stack), on_wait)
+                )
+                stores = opening.create_task(
+                    _when_available(partial(_open_vectors, settings, stack), on_wait)
+                )
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        analyzer, catalog, vectors = models.result(), catalogs.result(), stores.result()
+        uploads = UploadFolder(settings.uploads, catalog.identity)
+        writer = PhotoWriter(catalog, vectors, analyzer, uploads, metric=settings.metric_type)
+        stack.push_async_callback(writer.close)
+        indexer = Indexer(settings, catalog, analyzer, uploads, writer)
+        stack.push_async_callback(indexer.close)
+        await _when_available(writer.recover, on_wait)
+        yield Services(
+            catalog=catalog,
+            vectors=vectors,
+            analyzer=analyzer,
+            readiness=Readiness(catalog, vectors, analyzer),
+            writer=writer,
+            indexer=indexer,
+            searcher=Searcher(catalog, vectors, analyzer),
+            repairer=Repairer(catalog, vectors, analyzer, writer, indexer),
+        )
+
+
+async def _open_models(settings: Settings, stack: AsyncExitStack) -> PhotoAnalyzer:
+    async with AsyncExitStack() as attempt:
+        models = _model_server(settings)
+        attempt.push_async_callback(models.close)
         detector_name, embedder_name = default_pair(settings.model_repository)
         detector, embedder = await asyncio.gather(
             models.load(settings.detector_model or detector_name),
@@ -71,24 +132,97 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         analyzer = PhotoAnalyzer(
             Detector(detector),
             Embedder(embedder),
+            engine_name=models.engine_name,
             whole_image=settings.whole_image,
             max_pixels=settings.max_pixels,
         )
-        stack.push_async_callback(analyzer.close)
+        attempt.push_async_callback(analyzer.close)
         _check_dimension(settings, analyzer.embedder)
-        catalog = await Catalog.open(settings.data_dir)
-        stack.push_async_callback(catalog.close)
-        vectors = await MilvusLite.open(settings.data_dir)
-        stack.push_async_callback(vectors.close)
-        indexer = Indexer(settings, catalog, vectors, analyzer)
-        stack.push_async_callback(indexer.close)
-        await indexer.recover()
-        searcher = Searcher(catalog, vectors, analyzer)
-        yield Services(catalog, vectors, analyzer, indexer, searcher)
+        stack.push_async_callback(attempt.pop_all().aclose)
+    return analyzer
+
+
+def _model_server(settings: Settings) -> ModelServer:
+    if settings.triton_url is None:
+        return OnnxServer(settings.model_repository)
+    return TritonServer(
+        [url.strip() for url in settings.triton_url.split(",")],
+        timeout=settings.engine_timeout,
+        tls=settings.triton_tls,
+        ca=settings.triton_ca,
+    )
+
+
+async def _open_catalog(settings: Settings, stack: AsyncExitStack) -> Catalog:
+    if settings.mysql_host is None:
+        catalog = await Catalog.open_sqlite(settings.data_dir, timeout=settings.engine_timeout)
+    else:
+        options = MySQLOptions(
+            host=settings.mysql_host,
+            port=settings.mysql_port,
+            user=settings.mysql_user,
+            password=settings.mysql_pwd.get_secret_value(),
+            database=settings.mysql_db,
+            pool_size=settings.mysql_pool_size,
+            tls=settings.mysql_tls,
+            ca=settings.mysql_ca,
+        )
+        catalog = await Catalog.open_mysql(options, timeout=settings.engine_timeout)
+    stack.push_async_callback(catalog.close)
+    return catalog
+
+
+async def _open_vectors(settings: Settings, stack: AsyncExitStack) -> VectorStore:
+    vectors: VectorStore
+    if settings.milvus_host is None:
+        vectors = await MilvusLite.open(settings.data_dir, timeout=settings.engine_timeout)
+    else:
+        options = MilvusOptions(
+            host=settings.milvus_host,
+            port=settings.milvus_port,
+            token=settings.milvus_token.get_secret_value(),
+            database=settings.milvus_db,
+            tls=settings.milvus_tls,
+            ca=settings.milvus_ca,
+            index=settings.milvus_index,
+            index_params=settings.milvus_index_params,
+            search_params=settings.milvus_search_params,
+        )
+        vectors = await MilvusServer.open(options, timeout=settings.engine_timeout)
+    stack.push_async_callback(vectors.close)
+    return vectors
+
+
+async def _when_available(attempt: Callable[[], Awaitable[_T]], on_wait: OnWait) -> _T:
+    """Makes attempts until the engine is there."""
+    awaited: dict[str, str] = {}
+
+    def tell(state: RetryCallState) -> None:
+        trouble = state.outcome.exception() if state.outcome else None
+        assert isinstance(trouble, EngineUnavailable)
+        if trouble.engine not in awaited:
+            _log.warning("engine.awaited", engine=trouble.engine, problem=str(trouble))
+        awaited[trouble.engine] = str(trouble)
+        on_wait(trouble.engine, str(trouble))
+
+    async for trial in AsyncRetrying(
+        retry=retry_if_exception_type(EngineUnavailable),
+        wait=wait_random_exponential(multiplier=0.5, max=3),
+        before_sleep=tell,
+    ):
+        with trial:
+            result = await attempt()
+    for engine in awaited:
+        _log.info("engine.came", engine=engine)
+        on_wait(engine, None)
+    return result
 
 
 def create_app(settings: Settings) -> web.Application:
-    """The service as an aiohttp application; its engines open when it starts."""
+    """The service as an aiohttp application.
+
+    It starts with the engines that are there, and answers 503 until all of them are.
+    """
     app = web.Application(
         middlewares=[
             middlewares.log_requests,
@@ -98,38 +232,83 @@ def create_app(settings: Settings) -> web.Application:
         client_max_size=_MAX_BODY_BYTES,
     )
     app[SETTINGS] = settings
+    app[RUNNING] = Running()
     app.on_response_prepare.append(middlewares.allow_other_origins)
     app.cleanup_ctx.append(_run_services)
     app.on_shutdown.append(_stop_loads)
-    for operation in compat.OPERATIONS:
+    operations = (*compat.OPERATIONS, *health.OPERATIONS)
+    for operation in operations:
         if operation.method == "GET":
             app.router.add_get(operation.path, operation.handler)  # HEAD as well
         else:
             app.router.add_route(operation.method, operation.path, operation.handler)
     version = importlib.metadata.version(_DISTRIBUTION)
-    docs.add_documentation(app, compat.OPERATIONS, version)
+    docs.add_documentation(app, operations, version)
     return app
 
 
 async def _run_services(app: web.Application) -> AsyncIterator[None]:
-    settings = app[SETTINGS]
-    async with open_services(settings) as services:
+    running = app[RUNNING]
+    news = asyncio.Event()
+    stop = asyncio.Event()
+
+    def wait(engine: str, problem: str | None) -> None:
+        if problem is None:
+            running.waiting.pop(engine, None)
+        else:
+            running.waiting[engine] = problem
+            news.set()
+
+    running.task = asyncio.create_task(_run_until(stop, app, wait, news), name="services")
+    try:
+        # Engines that are there at once are waited for, so that a mistake in the settings ends the
+        # start; one that is not must not keep the service from listening, and saying so.
+        telling = asyncio.create_task(news.wait())
+        await asyncio.wait(
+            [running.task, telling],
+            timeout=_SILENT_START_SECONDS,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        telling.cancel()
+        if running.task.done():
+            await running.task
+        yield
+    finally:
+        if running.services is None:
+            running.task.cancel()
+        stop.set()
+        with contextlib.suppress(asyncio.CancelledError, ConfigurationError):
+            await asyncio.shield(running.task)
+
+
+async def _run_until(
+    stop: asyncio.Event, app: web.Application, on_wait: OnWait, news: asyncio.Event
+) -> None:
+    settings, running = app[SETTINGS], app[RUNNING]
+    async with open_services(settings, on_wait=on_wait) as opened:
+        await _when_available(opened.indexer.resume_loads, on_wait)
         fetcher = PhotoFetcher(allowed=settings.may_fetch_urls, max_bytes=settings.max_upload_bytes)
-        app[CATALOG] = services.catalog
-        app[INDEXER] = services.indexer
-        app[SEARCHER] = services.searcher
-        app[FETCHER] = fetcher
-        await services.indexer.resume_loads()
         try:
-            yield
+            running.services = http.Services(
+                catalog=opened.catalog,
+                indexer=opened.indexer,
+                searcher=opened.searcher,
+                fetcher=fetcher,
+                readiness=opened.readiness,
+            )
+            running.ready.set()
+            news.set()
+            await stop.wait()
         finally:
+            running.services = None
             await fetcher.close()
 
 
 async def _stop_loads(app: web.Application) -> None:
     # Before the server waits for its handlers: those that wait for a load can then answer.
-    if INDEXER in app:  # not so where the start has failed
-        await app[INDEXER].stop_loads()
+    services = app[RUNNING].services
+    if services is not None:
+        await services.indexer.stop_loads()
 
 
 def _check_dimension(settings: Settings, embedder: Embedder) -> None:

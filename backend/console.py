@@ -1,7 +1,7 @@
 """What a person sees in the terminal: progress bars and tables."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,8 +17,10 @@ from rich.table import Table
 
 from backend.checking import CollectionReport
 from backend.indexing import Failure, Load
+from backend.repairing import Reembedding
+from backend.storage.catalog import Collection
 
-__all__ = ["print_reports", "show_load", "stderr"]
+__all__ = ["print_reports", "show_embedding", "show_load", "stderr"]
 
 _REFRESH_SECONDS = 0.2
 
@@ -49,7 +51,12 @@ async def show_load(load: Load) -> None:
             while not waiting.done():
                 await asyncio.wait([waiting], timeout=_REFRESH_SECONDS)
                 rate = load.counts.processed / max(loop.time() - start, 1e-9)
-                progress.update(bar, completed=load.counts.processed, rate=f"{rate:.1f} photos/s")
+                shown = (
+                    f"waiting for {load.waiting_for}"
+                    if load.waiting_for
+                    else f"{rate:.1f} photos/s"
+                )
+                progress.update(bar, completed=load.counts.processed, rate=shown)
         finally:
             waiting.cancel()
     await waiting
@@ -74,28 +81,64 @@ def _report(load: Load) -> None:
             stderr.print("  …; python -m backend check lists them all")
 
 
-def print_reports(reports: Sequence[CollectionReport], embedder_sha256: str) -> None:
+async def show_embedding(
+    collection: Collection, embed: Callable[[Callable[[int, int], None]], Awaitable[Reembedding]]
+) -> None:
+    """Draws how far embedding a collection anew has come, then what came of it."""
+    columns = (
+        TextColumn("Embedding photos"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as progress:
+        bar = progress.add_task("embed", total=None)
+        done = await embed(lambda ready, total: progress.update(bar, completed=ready, total=total))
+    new = done.collection
+    stderr.print(
+        f"{collection.name}: {done.objects} objects of {done.photos} photos embedded anew with"
+        f" {new.embedder} ({new.dim}-d), {len(done.failures)} photos failed",
+        markup=False,
+        soft_wrap=True,
+    )
+    if done.failures:
+        _print_failures(f"{len(done.failures)} photos failed:", done.failures)
+
+
+def print_reports(reports: Sequence[CollectionReport]) -> None:
     """Prints what a check has found, with the photos that are gone or have failed."""
     table = Table(title="Collections", title_justify="left", show_edge=False)
-    for name in ("collection", "photos", "objects", "without vector", "orphaned vectors"):
+    for name in ("collection", "photos", "objects", "without vector", "orphaned vectors", "gone"):
         table.add_column(name, justify="left" if name == "collection" else "right")
     table.add_column("embedder", overflow="fold")
     for report in reports:
-        in_use = report.collection.embedder_sha256 == embedder_sha256
+        embedder = escape(report.collection.embedder)
+        if report.other_embedder:
+            embedder += " (not in use)"
+        if report.dimension is not None:
+            embedder += f" ({report.collection.dim}-d, the vectors are {report.dimension}-d)"
         table.add_row(
             escape(report.collection.name),
             str(report.photos),
             str(report.objects),
             str(len(report.missing)),
             str(len(report.orphaned)),
-            escape(report.collection.embedder) + ("" if in_use else " (not in use)"),
+            str(len(report.gone) + len(report.unreachable)),
+            embedder,
         )
     stderr.print(table)
     for report in reports:
         name = report.collection.name
         if report.gone:
             title = f"{len(report.gone)} photos of {name} are gone from the disk:"
-            _print_lines(title, report.gone)
+            _print_lines(title, [image.path for image in report.gone])
+        if report.unreachable:
+            title = (
+                f"{len(report.unreachable)} photos of {name} cannot be reached, their folders are"
+                " gone or empty (a disk that is not mounted?):"
+            )
+            _print_lines(title, report.unreachable)
         if report.failures:
             _print_failures(f"{len(report.failures)} photos of {name} failed:", report.failures)
 

@@ -1,18 +1,19 @@
 """How long a request may still take, wherever in the code it is.
 
-A request's deadline is set once, where it comes in; every call of an engine that is made for it
-asks how much is left. Work that belongs to no request (loads, recovery) has no deadline, and each
-of its calls may take what one call may take.
+A request's deadline is set once, where its body has been read; every call of an engine that is
+made for it asks how much is left. Work that belongs to no request (loads, recovery) has no
+deadline, and each of its calls may take what one call may take.
 """
 
 import asyncio
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["deadline", "time_left"]
+__all__ = ["acquire", "deadline", "no_deadline", "time_left"]
 
-_ends: ContextVar[float | None] = ContextVar("deadline", default=None)
+_end: ContextVar[float] = ContextVar("end", default=math.inf)
 """On the event loop's clock; tasks inherit it from the one that makes them."""
 
 
@@ -22,12 +23,21 @@ def deadline(seconds: float) -> Iterator[None]:
 
     Within another deadline the earlier one counts.
     """
-    end = asyncio.get_running_loop().time() + time_left(seconds)
-    token = _ends.set(end)
+    token = _end.set(asyncio.get_running_loop().time() + time_left(seconds))
     try:
         yield
     finally:
-        _ends.reset(token)
+        _end.reset(token)
+
+
+@contextmanager
+def no_deadline() -> Iterator[None]:
+    """Frees what is inside from the deadline of the request that has set it off."""
+    token = _end.set(math.inf)
+    try:
+        yield
+    finally:
+        _end.reset(token)
 
 
 def time_left(limit: float) -> float:
@@ -35,7 +45,18 @@ def time_left(limit: float) -> float:
 
     Never negative: a call whose time is up times out at once.
     """
-    end = _ends.get()
-    if end is None:
+    end = _end.get()
+    if end == math.inf:
         return limit
     return max(0.0, min(limit, end - asyncio.get_running_loop().time()))
+
+
+async def acquire(lock: asyncio.Lock | asyncio.Semaphore) -> None:
+    """Acquires a lock before the deadline.
+
+    Raises:
+        TimeoutError: those before it have kept it for longer.
+    """
+    left = time_left(math.inf)
+    async with asyncio.timeout(None if left == math.inf else left):
+        await lock.acquire()

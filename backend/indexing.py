@@ -1,28 +1,26 @@
-"""Photos in: the load pipeline, uploads, deletion, and recovery from a crash.
+"""Photos in: the load pipeline and uploads. Knows services below, no HTTP.
 
-The order of writes makes every moment safe to die at. Adding: (1) the photo's row `pending` with
-its objects, in one transaction; (2) the vectors; (3) the row `indexed`. Removing: `deleting`,
-the vectors, the rows. At the next start what is `pending` is undone: it counts as failed, and the
-load that brought it goes on and tries it again; what is `deleting` is finished. Knows services
-below, no HTTP.
+A load is a stream: photos are read, analysed and written with bounded concurrency. A bad photo is
+recorded and counted; an engine that is away is waited for, and the load goes on by itself.
 """
 
 import asyncio
 import hashlib
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Final, TypeVar, TypeVarTuple
+from functools import partial
+from typing import Final, TypeVar, TypeVarTuple
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from backend.analysis import PhotoAnalyzer
+from backend.deadlines import no_deadline
 from backend.errors import (
     Conflict,
+    EngineUnavailable,
     InvalidImage,
     ServiceError,
     TooLarge,
@@ -35,7 +33,6 @@ from backend.settings import Settings
 from backend.storage.catalog import (
     Catalog,
     Collection,
-    CollectionState,
     Image,
     LoadRow,
     LoadState,
@@ -43,9 +40,9 @@ from backend.storage.catalog import (
     TouchedImage,
     path_key,
 )
-from backend.storage.vectors import ObjectVector, VectorStore
 from backend.uploads import UploadFolder
 from backend.vision.decode import read_header
+from backend.writing import PhotoWriter, PreparedPhoto
 
 __all__ = ["Failure", "Indexer", "Load", "LoadCounts"]
 
@@ -59,10 +56,11 @@ _COMMIT_PHOTOS: Final = 64
 """Photos of one commit at most: it costs two disk syncs however many there are."""
 _FILE_THREADS: Final = 4
 """Threads that read and hash files: enough to keep one disk busy."""
-_BROKEN_OFF: Final = "indexing it was broken off: load its folder, or upload it, again"
-_VECTORS_GONE: Final = "its vectors are gone: load its folder, or upload it, again"
 _FAILURES_KEPT: Final = 1000
 """Failures that a load keeps in memory for its report; the catalog keeps all."""
+_ATTEMPTS: Final = 10
+"""At a step for which an engine fails again and again though it is ready in between: the step, not
+the engine, is what is wrong."""
 
 
 @dataclass
@@ -103,6 +101,7 @@ class Load:
     counts: LoadCounts
     failures: list[Failure] = field(default_factory=list)
     state: LoadState = "running"
+    waiting_for: str | None = None  # an engine that is away
     task: "asyncio.Task[None] | None" = None
 
     async def wait(self) -> None:
@@ -116,38 +115,28 @@ class Load:
         await asyncio.shield(self.task)
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """A photo that is ready to be written, with the embeddings of its objects."""
-
-    image: NewImage
-    embeddings: NDArray[np.float32]
-
-
 class Indexer:
-    """Writes photos into the catalog and the vector store, and takes them out again."""
+    """Brings folders and single photos into collections, and takes collections out."""
 
     def __init__(
         self,
         settings: Settings,
         catalog: Catalog,
-        vectors: VectorStore,
         analyzer: PhotoAnalyzer,
+        uploads: UploadFolder,
+        writer: PhotoWriter,
     ) -> None:
         self._settings = settings
         self._catalog = catalog
-        self._vectors = vectors
         self._analyzer = analyzer
-        self._uploads = UploadFolder(settings.uploads, catalog.identity)
+        self._uploads = uploads
+        self._writer = writer
         self._files = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="files")
         self._starting = asyncio.Lock()  # one load at a time is looked up and registered
         self._turn = asyncio.Lock()  # one load at a time runs: the networks are the work
-        self._keeping = asyncio.Lock()  # one upload at a time is looked up and kept
-        self._writing = asyncio.Lock()  # no drop in the middle of a commit, nor the reverse
         self._active: list[Load] = []
         self._shown: list[Load] = []  # the loads that `progress` is about
         self._background: set[asyncio.Task[None]] = set()
-        self._unfinished: set[asyncio.Task[Any]] = set()
         self._stopping = False
 
     # Loads
@@ -185,7 +174,7 @@ class Indexer:
                 same = (load.collection.name, load.root, load.prune) == (name, scan.root, prune)
                 if same and load.photos == scan.photos:
                     return load
-            collection = await self._ensure_collection(name)
+            collection = await self._writer.ensure_collection(name)
             load_id = (
                 resumed.id
                 if resumed
@@ -197,12 +186,20 @@ class Indexer:
                 self._shown = []
             self._active.append(load)
             self._shown.append(load)
-            load.task = asyncio.create_task(self._run(load, scan), name=f"load-{load_id}")
+            with no_deadline():
+                load.task = asyncio.create_task(self._run(load, scan), name=f"load-{load_id}")
             # A load that nobody waits for must not warn of an exception that was never fetched.
             load.task.add_done_callback(lambda task: task.cancelled() or task.exception())
             # A task that is cancelled before its first step would never tidy up after itself.
             await asyncio.sleep(0)
             return load
+
+    def index_again(self, collection: Collection, photos: Sequence[FoundPhoto]) -> Load:
+        """Starts indexing photos of a collection whose rows have failed; a load of no folder."""
+        root = f"collection {collection.name}"
+        load = Load(0, collection, root, False, photos, LoadCounts(total=len(photos)))
+        load.task = asyncio.create_task(self._index(load), name=f"again-{collection.name}")
+        return load
 
     async def cancel_load(self, load: Load) -> None:
         """Ends a load at a safe point and for good; what it has indexed stays."""
@@ -212,6 +209,10 @@ class Indexer:
         """Photos done and photos found, of the loads under way or else of the last ones."""
         counts = [load.counts for load in self._shown]
         return sum(count.processed for count in counts), sum(count.total for count in counts)
+
+    def waiting_loads(self) -> list[Load]:
+        """The loads that wait for an engine to come back."""
+        return [load for load in self._active if load.waiting_for is not None]
 
     async def _run(self, load: Load, scan: FolderScan) -> None:
         log = _log.bind(load=load.id, collection=load.collection.name)
@@ -223,7 +224,7 @@ class Indexer:
                     log.warning("load.folder_unreadable", folder=folder, reason=reason)
                 await self._index(load)
                 if load.prune:
-                    await self._prune(load, scan)
+                    await self._patiently(load, partial(self._prune, load, scan))
             load.state = "done"
         except asyncio.CancelledError:
             if self._stopping:
@@ -250,21 +251,35 @@ class Indexer:
                 # Whoever polls until current = total would poll for ever.
                 self._shown.remove(load)
             if load.state != "running":
-                await self._finish(
-                    self._catalog.end_load(load.id, load.state, asdict(load.counts), error)
-                )
+                await self._writer.end_load(load.id, load.state, asdict(load.counts), error)
                 log.info(f"load.{load.state}", **asdict(load.counts))
+
+    async def _patiently(self, load: Load | None, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        """Makes attempts, each after the engine that failed the one before is back."""
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return await attempt()
+            except EngineUnavailable as trouble:
+                if load is not None and load.waiting_for is None:
+                    load.waiting_for = trouble.engine
+                    _log.warning("load.waiting", load=load.id, engine=trouble.engine)
+                await self._writer.outages.over(trouble)
+                if load is not None and load.waiting_for is not None:
+                    load.waiting_for = None
+                    _log.info("load.going_on", load=load.id)
+        return await attempt()
 
     async def _index(self, load: Load) -> None:
         concurrency = self._settings.load_concurrency
         found: asyncio.Queue[tuple[FoundPhoto, Image | None] | None] = asyncio.Queue(concurrency)
-        ready: asyncio.Queue[_Outcome | TouchedImage | None] = asyncio.Queue(concurrency)
+        ready: asyncio.Queue[PreparedPhoto | TouchedImage | None] = asyncio.Queue(concurrency)
 
         async def feed() -> None:
             for start in range(0, len(load.photos), _LOOKUP_CHUNK):
                 chunk = load.photos[start : start + _LOOKUP_CHUNK]
                 keys = [path_key(photo.path) for photo in chunk]
-                known = await self._catalog.images_by_key(load.collection.id, keys)
+                look_up = partial(self._catalog.images_by_key, load.collection.id, keys)
+                known = await self._patiently(load, look_up)
                 for photo, key in zip(chunk, keys, strict=True):
                     if _is_unchanged(photo, known.get(key)):
                         load.counts.unchanged += 1
@@ -275,7 +290,7 @@ class Indexer:
 
         async def work() -> None:
             while (item := await found.get()) is not None:
-                await ready.put(await self._prepare(*item))
+                await ready.put(await self._prepare(load, *item))
             await ready.put(None)
 
         async def write() -> None:
@@ -293,7 +308,9 @@ class Indexer:
                 group.create_task(work())
             group.create_task(write())
 
-    async def _prepare(self, photo: FoundPhoto, known: Image | None) -> _Outcome | TouchedImage:
+    async def _prepare(
+        self, load: Load, photo: FoundPhoto, known: Image | None
+    ) -> PreparedPhoto | TouchedImage:
         """Reads and analyses one photo; whatever is wrong with it becomes its error."""
         sha256 = ""
         try:
@@ -302,7 +319,7 @@ class Indexer:
             data, sha256 = await self._in_file_thread(self._read, photo)
             if known is not None and known.state == "indexed" and known.sha256 == sha256:
                 return TouchedImage(known.id, photo.size, photo.mtime_ns)
-            analyzed = await self._analyzer.analyze(data)
+            analyzed = await self._patiently(load, partial(self._analyzer.analyze, data))
         except ServiceError as problem:
             return self._failed(photo, sha256, str(problem))
         except OSError as problem:
@@ -312,7 +329,7 @@ class Indexer:
             # because one photo never stops a load, and the next load tries it again.
             _log.exception("load.photo_broke", path=photo.path)
             return self._failed(photo, sha256, f"{type(problem).__name__}: {problem}")
-        return _Outcome(
+        return PreparedPhoto(
             NewImage(
                 path=photo.path,
                 path_key=path_key(photo.path),
@@ -326,8 +343,8 @@ class Indexer:
             analyzed.embeddings,
         )
 
-    def _failed(self, photo: FoundPhoto, sha256: str, reason: str) -> _Outcome:
-        return _Outcome(
+    def _failed(self, photo: FoundPhoto, sha256: str, reason: str) -> PreparedPhoto:
+        return PreparedPhoto(
             NewImage(
                 # A name that is not UTF-8 is shown with its odd bytes escaped; its key is exact.
                 path=os.fsencode(photo.path).decode("utf-8", "backslashreplace"),
@@ -349,14 +366,14 @@ class Indexer:
             raise TooLarge(f"the file has more than the {limit} bytes that MAX_FILE_BYTES allows")
         return data, hashlib.sha256(data).hexdigest()
 
-    async def _write_batch(self, load: Load, batch: list[_Outcome | TouchedImage]) -> None:
+    async def _write_batch(self, load: Load, batch: list[PreparedPhoto | TouchedImage]) -> None:
         touched = [item for item in batch if isinstance(item, TouchedImage)]
-        outcomes = [item for item in batch if isinstance(item, _Outcome)]
-        await self._catalog.touch_images(touched)
+        outcomes = [item for item in batch if isinstance(item, PreparedPhoto)]
+        await self._patiently(load, partial(self._catalog.touch_images, touched))
         load.counts.unchanged += len(touched)
         if not outcomes:
             return
-        await self._finish(self._commit(load.collection, outcomes))
+        await self._patiently(load, partial(self._writer.add, load.collection, outcomes))
         for outcome in outcomes:
             if outcome.image.error is None:
                 load.counts.indexed += 1
@@ -389,7 +406,7 @@ class Indexer:
                 and image.path_key not in present
             ]
             if image_ids := await self._in_file_thread(gone, unseen):
-                await self._finish(self._delete(load.collection, image_ids))
+                await self._writer.delete(load.collection, image_ids)
                 load.counts.removed += len(image_ids)
 
     # Single photos and whole collections
@@ -406,7 +423,7 @@ class Indexer:
         check_collection_name(name)
         image_format, sha256 = await self._in_file_thread(_identify, data)
         analyzed = await self._analyzer.analyze(data)
-        collection = await self._ensure_collection(name)
+        collection = await self._writer.ensure_collection(name)
         path = self._uploads.path(collection.id, sha256, image_format)
         image = NewImage(
             path=str(path),
@@ -418,27 +435,10 @@ class Indexer:
             height=analyzed.height,
             objects=analyzed.objects,
         )
-        outcome = _Outcome(image, analyzed.embeddings)
-        image_id = await self._finish(self._keep(collection, outcome, path, data))
+        photo = PreparedPhoto(image, analyzed.embeddings)
+        image_id = await self._writer.keep(collection, photo, path, data)
         _log.info("photo.added", collection=name, image=image_id, objects=len(analyzed.objects))
         return image_id
-
-    async def _keep(
-        self, collection: Collection, outcome: _Outcome, path: Path, data: bytes
-    ) -> int:
-        key = outcome.image.path_key
-        async with self._keeping:  # which keeps a drop out as well
-            await self._check_ready(collection)
-            known = (await self._catalog.images_by_key(collection.id, [key])).get(key)
-            if (
-                known is not None
-                and known.state == "indexed"
-                and await self._in_file_thread(path.exists)
-            ):
-                return known.id
-            await self._in_file_thread(self._uploads.write, path, data)
-            [image_id] = await self._commit(collection, [outcome])
-            return image_id
 
     async def drop(self, name: str) -> bool:
         """Removes a collection: its photos' rows, vectors and uploaded files. Loads into it end.
@@ -447,42 +447,14 @@ class Indexer:
         """
         check_collection_name(name)
         async with self._starting:  # no load into it begins meanwhile
-            await self._cancel([load for load in self._active if load.collection.name == name])
             # In any state: a drop that an engine has broken off is finished by the next.
             collection = await self._catalog.collection_in_any_state(name)
             if collection is None:
                 return False
-            await self._finish(self._drop(collection))
+            await self._cancel([load for load in self._active if load.collection.name == name])
+            await self._writer.drop(collection)
         _log.info("collection.dropped", collection=name)
         return True
-
-    async def _drop(self, collection: Collection) -> None:
-        async with self._keeping, self._writing:  # in the order in which an upload takes them
-            await self._catalog.begin_drop(collection.id)
-            await self._vectors.drop(collection.store)
-            await self._in_file_thread(self._uploads.remove_collection, collection.id)
-            await self._catalog.finish_drop(collection.id)
-
-    async def _ensure_collection(self, name: str) -> Collection:
-        return await self._finish(self._make_collection(name))
-
-    async def _make_collection(self, name: str) -> Collection:
-        embedder = self._analyzer.embedder
-        async with self._writing:
-            collection = await self._catalog.ensure_collection(
-                name,
-                embedder=embedder.name,
-                embedder_sha256=embedder.sha256,
-                dim=embedder.dimension,
-                metric=self._settings.metric_type,
-            )
-            if collection is None:
-                raise Conflict(f"the drop of collection {name!r} is not finished: drop it again")
-            self._analyzer.check_collection(collection)
-            if collection.state == "creating":
-                await self._vectors.create(collection.store, collection.dim)
-                await self._catalog.finish_collection(collection.id)
-        return collection
 
     async def _cancel(self, loads: Sequence[Load]) -> None:
         tasks = [load.task for load in loads if load.task is not None]
@@ -491,121 +463,7 @@ class Indexer:
         if tasks:
             await asyncio.wait(tasks)
 
-    # Writing
-
-    async def _commit(self, collection: Collection, outcomes: Sequence[_Outcome]) -> list[int]:
-        """The three steps of adding photos; see the module's docstring. Returns their ids."""
-        async with self._writing:
-            await self._check_ready(collection)
-            stored = await self._catalog.begin_images(
-                collection.id, [outcome.image for outcome in outcomes]
-            )
-            rows = [
-                ObjectVector(object_id, image.id, found.label, found.score, vector)
-                for image, outcome in zip(stored, outcomes, strict=True)
-                for object_id, found, vector in zip(
-                    image.object_ids, outcome.image.objects, outcome.embeddings, strict=True
-                )
-            ]
-            if rows:
-                await self._vectors.upsert(collection.store, rows)
-            replaced = [image for image in stored if image.replaced]
-            if replaced:
-                await self._vectors.delete_images(
-                    collection.store,
-                    [image.id for image in replaced],
-                    keep=[object_id for image in replaced for object_id in image.object_ids],
-                )
-            failed = {
-                image.id: outcome.image.error
-                for image, outcome in zip(stored, outcomes, strict=True)
-                if outcome.image.error is not None
-            }
-            indexed = [image.id for image in stored if image.id not in failed]
-            await self._catalog.finish_images(indexed, failed)
-        return [image.id for image in stored]
-
-    async def _check_ready(self, collection: Collection) -> None:
-        now = await self._catalog.collection_by_id(collection.id)
-        if now is None or now.state != "ready":
-            raise Conflict(f"collection {collection.name!r} was dropped in the meantime")
-
-    async def _delete(self, collection: Collection, image_ids: Sequence[int]) -> None:
-        async with self._writing:
-            await self._catalog.begin_delete_images(image_ids)
-            await self._vectors.delete_images(collection.store, image_ids)
-            await self._catalog.finish_delete_images(image_ids)
-
     # Start and end
-
-    async def recover(self) -> None:
-        """Undoes or finishes what a crash has left; call it once, before anything else."""
-        unfinished: tuple[CollectionState, ...] = ("deleting", "creating")
-        for state in unfinished:
-            for collection in await self._catalog.collections(state):
-                await self._drop(collection)
-                _log.info("recovery.dropped", collection=collection.name)
-        ready = await self._catalog.collections("ready")
-        for collection in ready:
-            if not await self._vectors.exists(collection.store):
-                await self._forget_vectors(collection)
-            await self._vectors.create(collection.store, collection.dim)
-            async for page in self._catalog.images(collection.id, ["deleting"]):
-                await self._delete(collection, [image.id for image in page])
-                _log.info("recovery.deleted", collection=collection.name, photos=len(page))
-            async for page in self._catalog.images(collection.id, ["pending"]):
-                await self._undo(collection, [image.id for image in page])
-                _log.info("recovery.undone", collection=collection.name, photos=len(page))
-        await self._sweep_uploads({collection.id for collection in ready})
-
-    async def _undo(self, collection: Collection, image_ids: Sequence[int]) -> None:
-        """Takes back photos that were begun; the load that brought them goes on and tries again.
-
-        Their rows stay: they may have been indexed before.
-        """
-        await self._vectors.delete_images(collection.store, image_ids)
-        await self._catalog.undo_images(image_ids, _BROKEN_OFF)
-
-    async def _forget_vectors(self, collection: Collection) -> None:
-        """Brings the catalog down to a vector store that has lost a collection."""
-        failed = await self._catalog.fail_images(collection.id, _VECTORS_GONE)
-        if failed:
-            _log.error("recovery.vectors_gone", collection=collection.name, photos=failed)
-
-    async def _sweep_uploads(self, collection_ids: set[int]) -> None:
-        """Removes the files of uploads that were never acknowledged.
-
-        A file is known by the hash that it is named by. Where the catalog has it at another path,
-        that is gone, UPLOAD_PATH has been moved, and the catalog follows.
-        """
-        for collection_id in await self._in_file_thread(self._uploads.collections):
-            if collection_id not in collection_ids:
-                await self._in_file_thread(self._uploads.remove_collection, collection_id)
-                continue
-            files = await self._in_file_thread(self._uploads.files, collection_id)
-            hashes = {path: self._uploads.sha256(path) for path in files}
-            known = await self._catalog.images_by_sha256(
-                collection_id, [sha256 for sha256 in hashes.values() if sha256]
-            )
-            for path, sha256 in hashes.items():
-                # The name tells an upload from a photo of a folder that has the same bytes.
-                rows = [
-                    row
-                    for row in known.get(sha256 or "", [])
-                    if os.path.basename(row.path) == path.name
-                ]
-                if not rows:
-                    await self._in_file_thread(self._uploads.remove, path)
-                    _log.info("recovery.upload_removed", path=str(path))
-                elif all(row.path != str(path) for row in rows):
-                    await self._follow(path, rows)
-
-    async def _follow(self, path: Path, rows: Sequence[Image]) -> None:
-        for row in rows:
-            if await self._in_file_thread(_is_or_was, row.path, path):
-                await self._catalog.move_image(row.id, str(path))
-                _log.info("recovery.upload_moved", image=row.id, path=str(path))
-                return
 
     async def resume_loads(self) -> None:
         """Goes on with the loads that a stop or a crash has interrupted, in the background."""
@@ -616,21 +474,24 @@ class Indexer:
 
     async def _resume(self, row: LoadRow) -> None:
         try:
-            collection = await self._catalog.collection_by_id(row.collection_id)
-            if collection is None:
-                return
-            scan = await self._in_file_thread(self._scan, row.root)
-            load = await self._register(scan, collection.name, prune=row.prune, resumed=row)
-            if load.id == row.id:
-                _log.info("load.resumed", load=row.id, root=row.root)
-            else:
-                # Somebody has asked for the same folder before we came to it.
-                await self._catalog.end_load(row.id, "cancelled", row.counts)
-        except Unavailable:
-            return
+            await self._patiently(None, partial(self._resume_once, row))
+        except Unavailable as error:  # the next start tries again
+            _log.info("load.not_resumed", load=row.id, root=row.root, reason=str(error))
         except ServiceError as error:
             _log.warning("load.not_resumed", load=row.id, root=row.root, reason=str(error))
-            await self._catalog.end_load(row.id, "failed", row.counts, str(error))
+            await self._writer.end_load(row.id, "failed", row.counts, str(error))
+
+    async def _resume_once(self, row: LoadRow) -> None:
+        collection = await self._catalog.collection_by_id(row.collection_id)
+        if collection is None:
+            return
+        scan = await self._in_file_thread(self._scan, row.root)
+        load = await self._register(scan, collection.name, prune=row.prune, resumed=row)
+        if load.id == row.id:
+            _log.info("load.resumed", load=row.id, root=row.root)
+        else:
+            # Somebody has asked for the same folder before we came to it.
+            await self._catalog.end_load(row.id, "cancelled", row.counts)
 
     async def stop_loads(self) -> None:
         """Ends the loads at a safe point, to be gone on with at the next start; takes no more."""
@@ -642,22 +503,9 @@ class Indexer:
             await self._cancel(list(self._active))
 
     async def close(self) -> None:
-        """Ends loads and threads, after the writes that are under way."""
+        """Ends loads and threads."""
         await self.stop_loads()
-        if self._unfinished:
-            await asyncio.wait(self._unfinished)
         await asyncio.to_thread(self._files.shutdown, cancel_futures=True)
-
-    async def _finish(self, steps: Coroutine[Any, Any, _T]) -> _T:
-        """Awaits steps that must not be left half done; a cancellation comes after them."""
-        task = asyncio.create_task(steps)
-        self._unfinished.add(task)
-        task.add_done_callback(self._unfinished.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            raise
 
     def _in_file_thread(
         self, function: Callable[[*_Ts], _T], *arguments: *_Ts
@@ -676,11 +524,6 @@ def _is_unchanged(photo: FoundPhoto, known: Image | None) -> bool:
 def _identify(data: bytes) -> tuple[str, str]:
     """Format and SHA-256 of an uploaded photo."""
     return read_header(data).format, hashlib.sha256(data).hexdigest()
-
-
-def _is_or_was(old: str, new: Path) -> bool:
-    """Whether a file's old path leads to where it is now, or nowhere any more."""
-    return not os.path.exists(old) or os.path.samefile(old, new)
 
 
 def _first_cause(error: Exception) -> Exception:

@@ -9,7 +9,7 @@ __all__ = ["check_collection_name"]
 
 _PATTERN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_LENGTH: Final = 200
-"""Milvus allows 255 characters; its collection is this name with our id behind it."""
+"""Milvus allows 255 characters; its collection is this name with 13 more behind it."""
 
 
 def check_collection_name(name: str) -> str:

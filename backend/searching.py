@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.analysis import PhotoAnalyzer
-from backend.errors import Unavailable
+from backend.errors import EngineUnavailable
 from backend.names import check_collection_name
 from backend.storage.catalog import Catalog, Collection, ObjectPlace
 from backend.storage.vectors import MAX_HITS, VectorHit, VectorStore
@@ -57,6 +57,7 @@ class Searcher:
         Raises:
             InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`.
             EmbedderMismatch: the collection was filled by another embedder.
+            EngineUnavailable: an engine does not answer, or not before the deadline.
         """
         collection = await self._catalog.collection(check_collection_name(name))
         if collection is not None:
@@ -65,13 +66,24 @@ class Searcher:
         query = await self._analyzer.analyze(data)
         if collection is None or not query.objects:
             return []
+        vectors = query.embeddings[:_MAX_QUERY_OBJECTS]
         try:
-            return await self.nearest(collection, query.embeddings[:_MAX_QUERY_OBJECTS], top_k)
-        except Unavailable:
-            now = await self._catalog.collection_by_id(collection.id)
+            return await self.nearest(collection, vectors, top_k)
+        except EngineUnavailable:
+            now = await self._now(collection)
             if now is None or now.state != "ready":
                 return []  # it was dropped under the search
-            raise
+            if now.store == collection.store:
+                raise
+        # It was embedded anew under the search.
+        self._analyzer.check_collection(now)
+        return await self.nearest(now, vectors, top_k)
+
+    async def _now(self, collection: Collection) -> Collection | None:
+        try:
+            return await self._catalog.collection_by_id(collection.id)
+        except EngineUnavailable:
+            return collection  # the failure before is what matters
 
     async def nearest(
         self, collection: Collection, vectors: NDArray[np.float32], top_k: int

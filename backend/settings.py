@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from backend.errors import ConfigurationError
 from backend.names import check_collection_name
 
-__all__ = ["MAX_TOP_K", "Settings"]
+__all__ = ["MAX_TOP_K", "Settings", "default_text"]
 
 MAX_TOP_K: Final = 1000
 """Milvus returns at most 16,384 hits a query; photos hold several objects each, so that distinct
@@ -100,10 +100,10 @@ class Settings(BaseSettings):
     )
 
     request_timeout: float = Field(
-        30.0, gt=0, description="seconds that a search or an upload may take before it gets a 503"
+        30, gt=0, description="seconds that a search or an upload may take before it gets a 503"
     )
     engine_timeout: float = Field(
-        30.0, gt=0, description="seconds that one call of an engine may take"
+        30, gt=0, description="seconds that one call of an engine may take"
     )
 
     triton_url: str | None = Field(
@@ -179,6 +179,16 @@ class Settings(BaseSettings):
             return cls(**flags)
         except ValidationError as error:
             raise ConfigurationError("; ".join(map(_explain, error.errors()))) from None
+
+
+def default_text(name: str) -> str:
+    """A setting's default as one would write it; empty where it is unset."""
+    default = Settings.model_fields[name].default
+    if isinstance(default, SecretStr):
+        return default.get_secret_value()
+    if isinstance(default, dict):
+        return json.dumps(default)
+    return "" if default is None else str(default)
 
 
 def _explain(error: Any) -> str:

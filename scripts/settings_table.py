@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from pydantic import SecretStr
-
-from backend.settings import Settings
+from backend.settings import Settings, default_text
 
 __all__ = ["settings_table", "with_table"]
 
@@ -21,10 +19,8 @@ def settings_table() -> str:
     """A Markdown table of every setting: variable, default, meaning."""
     rows = ["| variable | default | what |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
-        default = field.default
-        if isinstance(default, SecretStr):
-            default = default.get_secret_value()
-        shown = _IN_WORDS.get(name) or (f"`{default}`" if default not in (None, "") else "")
+        default = default_text(name)
+        shown = _IN_WORDS.get(name) or (f"`{default}`" if default else "")
         rows.append(f"| `{name.upper()}` | {shown} | {field.description} |")
     return "\n".join(rows) + "\n"
 

@@ -1,15 +1,20 @@
-"""What the tests share: photos, settings, and the service as a real process."""
+"""What the tests share: photos, settings, engines, and the service as a real process."""
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backend.app import Services, open_services
 from backend.settings import Settings
+from tests.engines.mariadb import MariaDBProcess
+from tests.engines.milvus import MilvusProcess
+from tests.engines.production import COMBINATIONS, Engines
+from tests.engines.triton import TritonProcess
 from tests.photos import write_photos
-from tests.service import SMALL_PAIR, Service, start
+from tests.service import SMALL_PAIR, Service, as_flags, start
 
 
 @pytest.fixture(autouse=True)
@@ -18,20 +23,89 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests marked `every_combination` run once for each combination of engines."""
+    if metafunc.definition.get_closest_marker("every_combination"):
+        metafunc.parametrize("combination", COMBINATIONS, indirect=True)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Lists the combinations of engines that tests have passed with."""
+    passed = [
+        report.nodeid
+        for report in terminalreporter.getreports("passed")
+        if "every_combination" in report.keywords
+    ]
+    for name in COMBINATIONS:
+        if count := sum(nodeid.endswith((f"[{name}]", f"-{name}]")) for nodeid in passed):
+            servers = ", ".join(COMBINATIONS[name]) or "none"
+            terminalreporter.write_line(
+                f"engines: {name} (servers: {servers}): {count} tests passed"
+            )
+
+
+@pytest.fixture(scope="session")
+def triton_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonProcess]:
+    """A Triton that tests share, with the small pair."""
+    triton = TritonProcess(tmp_path_factory.mktemp("triton") / "server")
+    triton.start()
+    yield triton
+    triton.remove()
+
+
+@pytest.fixture(scope="session")
+def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusProcess]:
+    """A Milvus that tests share."""
+    milvus = MilvusProcess(tmp_path_factory.mktemp("milvus") / "server")
+    milvus.start()
+    yield milvus
+    milvus.remove()
+
+
+@pytest.fixture(scope="session")
+def mysql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDBProcess]:
+    """A MariaDB that tests share."""
+    mariadb = MariaDBProcess(tmp_path_factory.mktemp("mariadb") / "server")
+    mariadb.start()
+    yield mariadb
+    mariadb.remove()
+
+
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def combination(request: pytest.FixtureRequest) -> str:
+    """Which engines are servers: a name of COMBINATIONS."""
+    return getattr(request, "param", "embedded")
+
+
+@pytest.fixture
+def engine_settings(combination: str, request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """Settings that lead to the servers of the combination, with nothing in them."""
+    engines = Engines(
+        {name: request.getfixturevalue(f"{name}_server") for name in COMBINATIONS[combination]}
+    )
+    settings = engines.settings()
+    yield settings
+    engines.forget(settings)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, engine_settings: Mapping[str, str]) -> Settings:
     """Settings of a service of the test's own."""
     small_pair = {name.lower(): model for name, model in SMALL_PAIR.items()}
-    return Settings.load(port=0, data_dir=tmp_path / "data", **small_pair)
+    return Settings.load(port=0, data_dir=tmp_path / "data", **small_pair, **engine_settings)
 
 
 @pytest.fixture
-def start_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+def start_service(
+    tmp_path: Path, engine_settings: Mapping[str, str]
+) -> Iterator[Callable[..., Service]]:
     """Starts the service as a process, on a free loopback port; stops it by its process id."""
     services: list[Service] = []
+    engine_flags = as_flags(engine_settings)
 
     def launch(*flags: str, data_dir: Path | None = None, prefix: Sequence[str] = ()) -> Service:
-        services.append(start(tmp_path, flags, data_dir or tmp_path / "data", prefix))
+        chosen = (*engine_flags, *flags)
+        services.append(start(tmp_path, chosen, data_dir or tmp_path / "data", prefix))
         return services[-1]
 
     yield launch

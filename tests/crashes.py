@@ -79,7 +79,9 @@ def crash_rounds(folder: Path, *, rounds: int, seed: int) -> list[int]:
 async def _inspect(data_dir: Path) -> tuple[CollectionReport, list[str]]:
     async with open_services(Settings(data_dir=data_dir)) as services:
         [collection] = await services.catalog.collections("ready")
-        report = await check_collection(collection, services.catalog, services.vectors)
+        report = await check_collection(
+            collection, services.catalog, services.vectors, services.analyzer.embedder
+        )
         paths = []
         async for page in services.catalog.images(
             collection.id, ["pending", "indexed", "failed", "deleting"]

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,13 @@ _TIMEOUT = 120
 _STOP_SECONDS = 10
 
 
+def as_flags(settings: Mapping[str, str]) -> list[str]:
+    """Settings as flags of the command line."""
+    return [
+        part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)
+    ]
+
+
 @dataclass
 class Service:
     """A service's process, its log file and, once it is ready, its address."""
@@ -41,16 +48,23 @@ class Service:
     url: str = ""
 
     def wait_until_ready(self, seconds: float) -> None:
-        """Returns when the service listens; fails where it ends before."""
+        """Returns when the service has found its engines; fails where it ends before."""
+        self._wait_for("ready", seconds)
+
+    def wait_until_listening(self, seconds: float) -> None:
+        """Returns when the service takes requests; fails where it ends before."""
+        self._wait_for("listening", seconds)
+
+    def _wait_for(self, event: str, seconds: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             text = self.log.read_text("utf-8", "replace")
-            if ready := re.search(r"event=server\.ready url=(\S+)", text):
-                self.url = ready[1]
+            if found := re.search(rf"event=server\.{event} url=(\S+)", text):
+                self.url = found[1]
                 return
             assert self.process.poll() is None, f"the service ended:\n{text}"
             time.sleep(0.02)
-        raise AssertionError(f"the service was not ready in {seconds} s:\n{text}")
+        raise AssertionError(f"the service was not {event} in {seconds} s:\n{text}")
 
     def stop(self) -> None:
         """Ends the process with SIGTERM, as an operator would, and waits for it."""
@@ -105,6 +119,19 @@ def start(
     folder: Path, flags: Sequence[str], data_dir: Path, prefix: Sequence[str] = ()
 ) -> Service:
     """Starts the service on a free loopback port, its log in `folder`; returns once it is ready."""
+    service = launch(folder, flags, data_dir, prefix)
+    try:
+        service.wait_until_ready(_READY_SECONDS)
+    except BaseException:
+        service.kill()
+        raise
+    return service
+
+
+def launch(
+    folder: Path, flags: Sequence[str], data_dir: Path, prefix: Sequence[str] = ()
+) -> Service:
+    """Starts the service's process, its log in `folder`."""
     log = folder / f"service-{len(list(folder.glob('service-*.log')))}.log"
     command = [
         *prefix,
@@ -122,11 +149,4 @@ def start(
             stderr=output,
             stdout=output,
         )
-    service = Service(process, log)
-    try:
-        service.wait_until_ready(_READY_SECONDS)
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    return service
+    return Service(process, log)

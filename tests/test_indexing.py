@@ -4,7 +4,8 @@ import asyncio
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from backend.app import Services, open_services
 from backend.checking import check_collection
-from backend.errors import Conflict, InvalidImage, Unavailable
+from backend.errors import Conflict, EngineUnavailable, InvalidImage, Unavailable
 from backend.settings import Settings
 from backend.storage.catalog import ImageState, NewImage, NewObject, path_key
 from backend.storage.vectors import ObjectVector
@@ -39,15 +40,36 @@ async def _states(services: Services, name: str = "t") -> list[str]:
 
 async def _assert_consistent(services: Services) -> None:
     for collection in await services.catalog.collections("ready"):
-        report = await check_collection(collection, services.catalog, services.vectors)
+        report = await check_collection(
+            collection, services.catalog, services.vectors, services.analyzer.embedder
+        )
         assert (report.missing, report.orphaned) == (set(), set())
 
 
-def _kill_engine(settings: Settings) -> None:
-    for child in psutil.Process().children():
-        if child.name() == "milvus" and str(settings.data_dir) in " ".join(child.cmdline()):
-            child.kill()
-            child.wait()
+def _engine(settings: Settings) -> psutil.Process:
+    """The process of the vector engine."""
+    [engine] = [
+        child
+        for child in psutil.Process().children()
+        if child.name() == "milvus" and str(settings.data_dir) in " ".join(child.cmdline())
+    ]
+    return engine
+
+
+@contextmanager
+def _frozen_engine(settings: Settings) -> Iterator[None]:
+    engine = _engine(settings)
+    engine.suspend()
+    try:
+        yield
+    finally:
+        engine.resume()
+
+
+async def _until(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(30):
+        while not await holds():
+            await asyncio.sleep(0.05)
 
 
 def _new_image(path: str, objects: int = 2) -> NewImage:
@@ -378,9 +400,9 @@ async def test_an_uploads_only_copy_outlives_an_upload_of_the_same_bytes_that_fa
     async with open_services(settings) as services:
         await services.indexer.add_photo(photo, "t")
     (settings.data_dir / "vectors.db").unlink()
-    async with open_services(settings) as services:
-        _kill_engine(settings)
-        with pytest.raises(Unavailable):
+    impatient = settings.model_copy(update={"engine_timeout": 1})
+    async with open_services(impatient) as services:
+        with _frozen_engine(settings), pytest.raises(EngineUnavailable, match="Milvus Lite"):
             await services.indexer.add_photo(photo, "t")
     async with open_services(settings) as services:
         [file] = [path for path in settings.uploads.rglob("*") if path.is_file()]
@@ -406,17 +428,26 @@ async def test_an_unacknowledged_uploads_file_goes_though_a_folder_has_the_same_
         assert await services.searcher.count("t") == 2
 
 
-async def test_a_drop_that_an_engine_breaks_off_is_finished_later(settings: Settings) -> None:
-    async with open_services(settings) as services:
+async def test_a_drop_that_an_engine_breaks_off_is_finished_when_it_is_back(
+    settings: Settings,
+) -> None:
+    impatient = settings.model_copy(update={"engine_timeout": 1})
+    async with open_services(impatient) as services:
         await services.indexer.add_photo(encode(draw_photo(1)), "t")
-        _kill_engine(settings)
-        for _ in range(2):  # not taken for done the second time
-            with pytest.raises(Unavailable):
-                await services.indexer.drop("t")
-        with pytest.raises(Conflict, match="drop it again"):
-            await services.indexer.add_photo(encode(draw_photo(1)), "t")
-    async with open_services(settings) as services:
-        assert await services.catalog.collection_in_any_state("t") is None
+        with _frozen_engine(settings):
+            for _ in range(2):  # not taken for done the second time
+                with pytest.raises(EngineUnavailable, match="Milvus Lite"):
+                    await services.indexer.drop("t")
+            with pytest.raises(Conflict, match="drop it again"):
+                await services.indexer.add_photo(encode(draw_photo(1)), "t")
+
+        async def dropped() -> bool:
+            return await services.catalog.collection_in_any_state("t") is None
+
+        await _until(dropped)
+        await services.indexer.add_photo(encode(draw_photo(1)), "t")
+        assert await services.searcher.count("t") == 1
+        await _assert_consistent(services)
 
 
 async def test_a_collection_left_half_made_is_made_anew(settings: Settings) -> None:
@@ -491,18 +522,43 @@ async def test_a_start_that_is_cancelled_leaves_no_process(settings: Settings) -
         pass
 
 
-async def test_a_load_fails_in_words_when_the_vector_engine_dies(
+async def test_a_load_goes_on_by_itself_when_the_vector_engine_dies(
+    settings: Settings, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 40)
+    async with open_services(settings) as services:
+        await services.indexer.add_photo(encode(draw_photo(99)), "t")
+        load = await services.indexer.start_load(str(tmp_path / "photos"), "t")
+
+        async def begun() -> bool:
+            return load.counts.indexed > 0
+
+        await _until(begun)
+        _engine(settings).kill()
+        await load.wait()
+        assert (load.counts.indexed, load.counts.failed) == (40, 0)
+        assert await services.searcher.count("t") == 41
+        [hit] = await services.searcher.search(encode(draw_photo(99)), "t", 1)
+        assert hit.distance < 1e-3
+        await _assert_consistent(services)
+
+
+async def test_a_load_waits_while_the_vector_engine_is_frozen_and_says_so(
     settings: Settings, tmp_path: Path
 ) -> None:
     write_photos(tmp_path / "photos", 20)
-    async with open_services(settings) as services:
+    impatient = settings.model_copy(update={"engine_timeout": 1})
+    async with open_services(impatient) as services:
         await services.indexer.add_photo(encode(draw_photo(99)), "t")
-        _kill_engine(settings)
-        with pytest.raises(Unavailable, match="vector engine"):
-            await services.searcher.search(encode(draw_photo(99)), "t", 1)
-        with pytest.raises(Unavailable, match="vector engine"):
-            await _load(services, tmp_path / "photos")
-    async with open_services(settings) as services:
-        await _load(services, tmp_path / "photos")
-        assert await services.searcher.count("t") == 21
+        with _frozen_engine(settings):
+            load = await services.indexer.start_load(str(tmp_path / "photos"), "t")
+
+            async def waiting() -> bool:
+                return load.waiting_for == "Milvus Lite"
+
+            await _until(waiting)
+            assert services.indexer.waiting_loads() == [load]
+        await load.wait()
+        assert (load.counts.indexed, load.counts.failed) == (20, 0)
+        assert services.indexer.waiting_loads() == []
         await _assert_consistent(services)

@@ -82,7 +82,7 @@ def test_pruning_never_empties_a_folder_that_may_only_be_unmounted(tmp_path: Pat
         photo.unlink()
     _, printed = _load(tmp_path / "photos", tmp_path / "data", "--prune", exit_code=1)
     assert "holds no photo" in printed
-    _assert_consistent(tmp_path / "data", photos=2, gone=2)
+    _assert_consistent(tmp_path / "data", photos=2, unreachable=2)
 
 
 def test_pruning_keeps_what_lies_in_a_folder_that_cannot_be_listed(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_folder_that_does_not_exist_is_an_error_of_one_line(tmp_path: Path, mi
     assert printed.splitlines()[-1].startswith("error: the folder")
 
 
-def _assert_consistent(data_dir: Path, *, photos: int, gone: int = 0) -> None:
+def _assert_consistent(data_dir: Path, *, photos: int, unreachable: int = 0) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "backend", "check", "--json"]
     done = subprocess.run(
         [*command, "--data-dir", str(data_dir)],
@@ -134,5 +134,6 @@ def _assert_consistent(data_dir: Path, *, photos: int, gone: int = 0) -> None:
     assert done.returncode == 0, done.stderr
     [collection] = json.loads(done.stdout)["collections"]
     assert collection["photos"] == photos
-    assert len(collection["gone"]) == gone
+    assert collection["gone"] == []
+    assert len(collection["unreachable"]) == unreachable
     assert collection["missing"] == collection["orphaned"] == []

@@ -111,4 +111,6 @@ def test_the_documentation_needs_no_network(empty_service: Service) -> None:
         "/img/upload",
         "/img/drop",
         "/data",
+        "/healthz",
+        "/readyz",
     } == set(document["paths"])

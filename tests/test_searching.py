@@ -111,7 +111,7 @@ async def test_another_embedders_collection_is_refused_in_words(services: Servic
         services.searcher.search(photo, "made", 3),
         services.indexer.add_photo(photo, "made"),
     ):
-        with pytest.raises(EmbedderMismatch, match=r"drop the collection and load"):
+        with pytest.raises(EmbedderMismatch, match=r"run python -m backend check --repair"):
             await refused
     assert await services.searcher.count("made") == 1
 

@@ -157,19 +157,16 @@ def test_a_bad_value_with_a_line_break_still_makes_one_line(value: str) -> None:
     assert message.splitlines() == [message]
 
 
-@pytest.mark.parametrize("name", ["TRITON_URL", "MILVUS_HOST", "MYSQL_HOST"])
-def test_an_engine_that_is_not_built_yet_is_refused_not_ignored(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MYSQL_PWD", SECRET)
-    monkeypatch.setenv(name, "server.example")
-    message = _refusal()
-    assert message == (
-        f"{name} is set, but this version runs the embedded engines only: unset {name}"
-    )
+def test_parameters_of_the_index_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings.load().milvus_index_params == {"M": 16, "efConstruction": 200}
+    monkeypatch.setenv("MILVUS_INDEX_PARAMS", '{"nlist": 128}')
+    assert Settings.load().milvus_index_params == {"nlist": 128}
+    assert Settings.load(milvus_search_params='{"nprobe": 8}').milvus_search_params == {"nprobe": 8}
 
 
-# The password
+@pytest.mark.parametrize("value", ["nlist=128", "[1]", "{"])
+def test_parameters_that_are_no_json_object_are_refused(value: str) -> None:
+    assert "MILVUS_INDEX_PARAMS=" in _refusal(milvus_index_params=value)
 
 
 def test_the_password_is_read_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from backend.files import open_regular_file
 from backend.http.multipart import Form, read_form
 from backend.http.raw_paths import paths_meant
 from backend.http.schemas import LoadBody, Operation, Parameter
-from backend.http.services import CATALOG, FETCHER, INDEXER, SEARCHER, SETTINGS
+from backend.http.services import SETTINGS, in_time, services
 from backend.settings import MAX_TOP_K
 from backend.storage.catalog import path_key
 from backend.vision.decode import CONTENT_TYPES, SNIFF_BYTES, sniff
@@ -37,7 +37,10 @@ _CHUNK_BYTES: Final = 2**18
 async def load(request: web.Request) -> web.Response:
     """Loads a folder; answers when it is done, or, to a browser, as soon as it has begun."""
     body = await _load_body(request)
-    started = await request.app[INDEXER].start_load(body.folder, body.table or _default(request))
+    with in_time(request):
+        started = await services(request).indexer.start_load(
+            body.folder, body.table or _default(request)
+        )
     # A browser's page (it sends Origin) polls /progress after this answer and would show
     # nothing if it came only at the end; scripts take this answer for the end.
     if _flag(request, "wait", default="Origin" not in request.headers):
@@ -47,13 +50,14 @@ async def load(request: web.Request) -> web.Response:
 
 async def progress(request: web.Request) -> web.Response:
     """How far the loads under way, or else the last ones, have come."""
-    current, total = request.app[INDEXER].progress()
+    current, total = services(request).indexer.progress()
     return web.json_response(f"current: {current}, total: {total}")
 
 
 async def count(request: web.Request) -> web.Response:
     """The number of photos in a collection."""
-    return web.json_response(await request.app[SEARCHER].count(_table(request)))
+    with in_time(request):
+        return web.json_response(await services(request).searcher.count(_table(request)))
 
 
 async def search(request: web.Request) -> web.Response:
@@ -62,7 +66,8 @@ async def search(request: web.Request) -> web.Response:
     top_k = _top_k(form.fields.get("topk") or request.query.get("topk"), request)
     if form.photo is None:
         raise InvalidInput(_missing_photo(request))
-    hits = await request.app[SEARCHER].search(form.photo, _table(request), top_k)
+    with in_time(request):
+        hits = await services(request).searcher.search(form.photo, _table(request), top_k)
     return web.json_response([[hit.object.path, hit.distance] for hit in hits])
 
 
@@ -74,16 +79,18 @@ async def upload(request: web.Request) -> web.Response:
     if form.photo is not None:
         data = form.photo
     elif url:
-        data = await request.app[FETCHER].fetch(url)
+        data = await services(request).fetcher.fetch(url)
     else:
         raise InvalidInput(f"{_missing_photo(request)}, or a 'url' to fetch it from")
-    image_id = await request.app[INDEXER].add_photo(data, table)
+    with in_time(request):
+        image_id = await services(request).indexer.add_photo(data, table)
     return web.json_response(f"Successfully loaded data: {image_id}")
 
 
 async def drop(request: web.Request) -> web.Response:
     """Removes a collection; nothing to remove is fine."""
-    await request.app[INDEXER].drop(_table(request))
+    with in_time(request):
+        await services(request).indexer.drop(_table(request))
     return web.json_response("ok")
 
 
@@ -93,7 +100,8 @@ async def data(request: web.Request) -> web.StreamResponse:
     paths = paths_meant(raw_query, "image_path")
     if not paths:
         raise InvalidInput("the parameter 'image_path' is missing: GET /data?image_path=PATH")
-    image = await request.app[CATALOG].indexed_image([path_key(path) for path in paths])
+    with in_time(request):
+        image = await services(request).catalog.indexed_image([path_key(path) for path in paths])
     if image is None:
         raise NotFound(f"no photo of that path is indexed: {_printable(paths[0])}")
     return await _send_photo(request, image.path)
@@ -232,6 +240,7 @@ OPERATIONS: Final = (
         progress,
         "How far the load has come",
         answer={**_TEXT, "examples": ["current: 3, total: 20"]},
+        errors=(503,),
     ),
     Operation(
         "POST",
@@ -240,7 +249,7 @@ OPERATIONS: Final = (
         "Number of photos in a collection",
         answer={"type": "integer"},
         query=(_TABLE,),
-        errors=(400,),
+        errors=(400, 503),
     ),
     Operation(
         "POST",
@@ -293,6 +302,6 @@ OPERATIONS: Final = (
         answer={"type": "string", "format": "binary"},
         query=(Parameter("image_path", "path as /img/search gives it", required=True),),
         media_type="image/*",
-        errors=(400, 404),
+        errors=(400, 404, 503),
     ),
 )

@@ -8,7 +8,7 @@ import structlog
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
-from backend.errors import ServiceError
+from backend.errors import ServiceError, Unavailable
 
 __all__ = ["allow_other_origins", "answer_errors", "answer_preflights", "log_requests"]
 
@@ -43,7 +43,10 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except ServiceError as error:
         if error.status >= 500:
             _log.error("request.failed", path=request.path, error=str(error))
-        return _error(error.status, str(error))
+        response = _error(error.status, str(error))
+        if isinstance(error, Unavailable):
+            response.headers["Retry-After"] = str(error.retry_after)
+        return response
     except (web.RequestPayloadError, HttpProcessingError) as error:
         reason = error.message if isinstance(error, HttpProcessingError) else error
         return _error(400, f"the request's body cannot be read: {reason}")

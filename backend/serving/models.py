@@ -2,7 +2,7 @@
 
 A model is described by its `config.pbtxt` in the model repository and nowhere else. `Detector`
 and `Embedder` check that description against their contract and give `infer` its types; a model
-server (`onnx.py`) only runs tensors.
+server (`onnx.py`, `triton.py`) only runs tensors.
 """
 
 import hashlib
@@ -26,9 +26,11 @@ __all__ = [
     "Model",
     "ModelServer",
     "ModelSpec",
+    "SHA256_PARAMETER",
     "TensorSpec",
     "default_pair",
     "read_spec",
+    "spec_of",
 ]
 
 _FULL_PAIR: Final = ("yolov3", "resnet50")
@@ -38,6 +40,9 @@ CropGeometry = Literal["stretch", "square", "pad"]
 """What an embedder's config.pbtxt may say of how its crops are cut, see `vision.crop_objects`."""
 
 _CROP_GEOMETRIES: Final[tuple[CropGeometry, ...]] = get_args(CropGeometry)
+SHA256_PARAMETER: Final = "sha256"
+"""Parameter in which a config.pbtxt says which ONNX file it belongs to: Triton tells of no file."""
+
 _DEFAULT_CROPS: Final[tuple[CropGeometry, float]] = ("stretch", 0.0)
 """Geometry and margin where config.pbtxt names none."""
 
@@ -77,7 +82,9 @@ class Model(Protocol):
 
 
 class ModelServer(Protocol):
-    """Loads and runs models."""
+    """Loads and runs models. `engine_name` is what people call it."""
+
+    engine_name: str
 
     async def load(self, name: str) -> Model:
         """The model of that name, ready to run.
@@ -111,6 +118,11 @@ def read_spec(config: Path, *, sha256: str) -> ModelSpec:
         raise ConfigurationError(f"{config}: {error.strerror}") from None
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{config} is no Triton model configuration: {error}") from None
+    return spec_of(message, sha256=sha256)
+
+
+def spec_of(message: Any, *, sha256: str) -> ModelSpec:
+    """The model that a `model_config_pb2.ModelConfig` describes."""
     return ModelSpec(
         name=message.name,
         inputs=tuple(_tensor(entry) for entry in message.input),

@@ -12,7 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from backend.errors import ConfigurationError
-from backend.serving.models import ModelSpec, TensorSpec, read_spec
+from backend.serving.models import SHA256_PARAMETER, ModelSpec, TensorSpec, read_spec
 
 __all__ = ["OnnxServer"]
 
@@ -25,6 +25,8 @@ class OnnxServer:
     A request runs on one thread and requests run side by side: for a stream of photos that beats
     splitting each request over the cores, and it leaves no thread of ONNX Runtime's own behind.
     """
+
+    engine_name = "ONNX Runtime"
 
     def __init__(self, repository: Path) -> None:
         self._repository = repository
@@ -51,6 +53,13 @@ class OnnxServer:
         if spec.name != name:
             raise ConfigurationError(
                 f"{folder / 'config.pbtxt'} names the model {spec.name!r}, not {name!r}"
+            )
+        stated = spec.parameters.get(SHA256_PARAMETER, spec.sha256)
+        if stated != spec.sha256:
+            raise ConfigurationError(
+                f"model {name!r}: {path} is not the ONNX file that its config.pbtxt belongs to:"
+                f" {SHA256_PARAMETER} is {spec.sha256[:12]}…, not {stated[:12]}…; export the model"
+                f" again: python -m scripts.export_models {name}"
             )
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1

@@ -1,31 +1,37 @@
 """The catalog: which collections, photos, objects and loads there are, and in which state.
 
 It is the truth; the vectors are an index over it. A photo's row is `pending` from before its
-vectors are written until after, and `deleting` from before they are removed until after, so that
-whatever a crash leaves in one of these states can be undone or finished (see `indexing.py`).
+vectors are written until after, `undoing` while what was begun is taken back, and `deleting` from
+before they are removed until after, so that whatever a crash leaves in one of these states can be
+undone or finished (see `indexing.py`).
 
-SQLAlchemy's Core on SQLite: WAL, so that readers and the one writer do not wait for each other;
-synchronous=FULL, so that what was acknowledged survives a power cut; BEGIN IMMEDIATE for every
-transaction that writes, so that what it read cannot have changed by the time it writes.
+SQLAlchemy's Core on SQLite or MySQL. Every method is one transaction, or says that it is several,
+and may be repeated without harm: an EngineUnavailable leaves open whether it has been done.
+`databases.py` says how transactions are isolated, rerun and bounded in time.
 """
 
-import asyncio
-import contextlib
 import hashlib
 import os
-import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from backend.errors import ConfigurationError
+from backend.storage import migrations
+from backend.storage.databases import Database, MySQLDatabase, MySQLOptions, SQLiteDatabase
+from backend.storage.tables import collections as _collections
+from backend.storage.tables import identity as _identity
+from backend.storage.tables import images as _images
+from backend.storage.tables import loads as _loads
+from backend.storage.tables import objects as _objects
 
 __all__ = [
     "Catalog",
@@ -35,88 +41,28 @@ __all__ = [
     "ImageState",
     "LoadRow",
     "LoadState",
+    "MySQLOptions",
     "NewImage",
     "NewObject",
     "ObjectPlace",
     "StoredImage",
     "TouchedImage",
+    "new_store",
     "path_key",
 ]
 
 CollectionState = Literal["creating", "ready", "deleting"]
-ImageState = Literal["pending", "indexed", "failed", "deleting"]
+ImageState = Literal["pending", "undoing", "indexed", "failed", "deleting"]
 LoadState = Literal["running", "done", "failed", "cancelled"]
 
 _DATABASE: Final = "catalog.db"
+_TIMEOUT: Final = 30.0
 _IDS_PER_QUERY: Final = 500
 """Values of one IN list: well under SQLite's 32,766 and MySQL's packet size."""
-
-_metadata = sa.MetaData()
-# SQLite counts up, and never hands an id out twice, for INTEGER PRIMARY KEY AUTOINCREMENT alone.
-_Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-
-# MySQL would take `Cats` for `cats`.
-_Name = sa.String(200).with_variant(mysql.VARCHAR(200, collation="utf8mb4_bin"), "mysql", "mariadb")
-
-_identity = sa.Table("identity", _metadata, sa.Column("uuid", sa.String(32), primary_key=True))
-_collections = sa.Table(
-    "collections",
-    _metadata,
-    sa.Column("id", _Id, primary_key=True),
-    sa.Column("name", _Name, nullable=False, unique=True),
-    sa.Column("embedder", sa.String(200), nullable=False),
-    sa.Column("embedder_sha256", sa.String(64), nullable=False),
-    sa.Column("dim", sa.Integer, nullable=False),
-    sa.Column("metric", sa.String(16), nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sqlite_autoincrement=True,
-)
-_images = sa.Table(
-    "images",
-    _metadata,
-    sa.Column("id", _Id, primary_key=True),
-    sa.Column("collection_id", _Id, sa.ForeignKey("collections.id"), nullable=False),
-    sa.Column("path", sa.Text, nullable=False),
-    sa.Column("path_key", sa.String(64), nullable=False),
-    sa.Column("sha256", sa.String(64), nullable=False),
-    sa.Column("size", sa.BigInteger, nullable=False),
-    sa.Column("mtime_ns", sa.BigInteger, nullable=False),
-    sa.Column("width", sa.Integer, nullable=False),
-    sa.Column("height", sa.Integer, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("error", sa.Text),
-    sa.UniqueConstraint("collection_id", "path_key"),
-    sa.Index("images_by_state", "collection_id", "state"),
-    sa.Index("images_by_path", "path_key"),
-    sqlite_autoincrement=True,
-)
-_objects = sa.Table(
-    "objects",
-    _metadata,
-    sa.Column("id", _Id, primary_key=True),
-    sa.Column("image_id", _Id, sa.ForeignKey("images.id"), nullable=False, index=True),
-    sa.Column("label", sa.String(200), nullable=False),
-    sa.Column("score", sa.Float, nullable=False),
-    sa.Column("x1", sa.Float, nullable=False),
-    sa.Column("y1", sa.Float, nullable=False),
-    sa.Column("x2", sa.Float, nullable=False),
-    sa.Column("y2", sa.Float, nullable=False),
-    sqlite_autoincrement=True,
-)
-_loads = sa.Table(
-    "loads",
-    _metadata,
-    sa.Column("id", _Id, primary_key=True),
-    sa.Column("collection_id", _Id, sa.ForeignKey("collections.id"), nullable=False),
-    sa.Column("root", sa.Text, nullable=False),
-    sa.Column("prune", sa.Boolean, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("counts", sa.JSON, nullable=False),
-    sa.Column("error", sa.Text),
-    sa.Column("started_at", sa.String(32), nullable=False),
-    sa.Column("finished_at", sa.String(32)),
-    sqlite_autoincrement=True,
-)
+_IDS_PER_PAGE: Final = 10_000
+"""Ids of a query that returns nothing but ids."""
+_ERROR_CHARACTERS: Final = 4000
+"""Of a reason that is kept; MySQL's text columns hold 65,535 bytes."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +70,12 @@ class Collection:
     """A set of photos whose objects one embedder has embedded.
 
     It is `creating` until the vector store has its part, and `deleting` until that has gone.
+
+    Attributes:
+        store: name of the Milvus collection that holds its vectors. No two are ever the same, so
+            that a name may be used again while old vectors go, and catalogs may share a Milvus.
+        other_store: name of one that is being filled to take its place, or that has had its place
+            and is to go.
     """
 
     id: int
@@ -133,11 +85,8 @@ class Collection:
     dim: int
     metric: str
     state: CollectionState
-
-    @property
-    def store(self) -> str:
-        """Name of the Milvus collection: with the id, so that a name may be dropped and reused."""
-        return f"{self.name}_{self.id}"
+    store: str
+    other_store: str | None = None
 
 
 @dataclass(frozen=True)
@@ -232,91 +181,120 @@ def path_key(path: str) -> str:
     return hashlib.sha256(os.fsencode(path)).hexdigest()
 
 
-class Catalog:
-    """The catalog on SQLite. `identity` is its own, 32 hex digits, for as long as it exists."""
+def new_store(name: str) -> str:
+    """A name for a store of vectors of the collection of that name, unlike any other."""
+    return f"{name}_{uuid.uuid4().hex[:12]}"
 
-    def __init__(self, engine: AsyncEngine) -> None:
+
+class Catalog:
+    """The catalog. `identity` is its own, 32 hex digits, for as long as it exists.
+
+    Every method raises EngineUnavailable where the database does not answer within the timeout
+    that the catalog was opened with, or within the deadline (`deadlines.py`), or says that it
+    cannot at the moment.
+    """
+
+    def __init__(self, database: Database) -> None:
         self.identity = ""
-        self._engine = engine
-        self._writer = engine.execution_options(writes=True)
+        self._database = database
 
     @classmethod
-    async def open(cls, folder: Path) -> "Catalog":
+    async def open_sqlite(cls, folder: Path, *, timeout: float = _TIMEOUT) -> "Catalog":
         """Opens the catalog in `folder`, making it where there is none.
 
         Raises:
-            ConfigurationError: the file is no catalog or cannot be written.
+            ConfigurationError: the file is no catalog, or a newer version's, or cannot be written.
+            EngineUnavailable: the disk is full, or another process holds the file.
         """
-        database = folder.absolute() / _DATABASE
-        try:
-            await asyncio.to_thread(_probe, database)
-        except sqlite3.Error as error:
-            raise ConfigurationError(f"{database} cannot be opened: {error}") from None
-        engine = create_async_engine(sa.URL.create("sqlite+aiosqlite", database=str(database)))
-        sa.event.listen(engine.sync_engine, "connect", _configure)
-        sa.event.listen(engine.sync_engine, "begin", _begin)
-        catalog = cls(engine)
-        try:
-            async with catalog._write() as connection:
-                await connection.run_sync(_metadata.create_all)
-                await connection.execute(
-                    sa.insert(_identity).from_select(
-                        ["uuid"],
-                        sa.select(sa.literal(uuid.uuid4().hex)).where(
-                            ~sa.exists(sa.select(_identity.c.uuid))
-                        ),
-                    )
-                )
-                identity = await connection.execute(sa.select(_identity.c.uuid))
-                catalog.identity = identity.scalar_one()
-        except BaseException as error:
-            await engine.dispose()
-            if not isinstance(error, sa.exc.DBAPIError):
-                raise
-            raise ConfigurationError(f"{database} cannot be opened: {error.orig}") from None
+        return await cls._open(
+            await SQLiteDatabase.open(folder.absolute() / _DATABASE, timeout=timeout)
+        )
+
+    @classmethod
+    async def open_mysql(cls, options: MySQLOptions, *, timeout: float = _TIMEOUT) -> "Catalog":
+        """Opens the catalog on a MySQL or MariaDB server; makes database and tables if need be.
+
+        Services that start at the same time wait for the one that makes or changes the tables.
+
+        Raises:
+            ConfigurationError: the server refuses us, or the tables are not ours.
+            EngineUnavailable: the server does not answer; try again.
+        """
+        return await cls._open(await MySQLDatabase.open(options, timeout))
+
+    @classmethod
+    async def _open(cls, database: Database) -> "Catalog":
+        catalog = cls(database)
+        catalog.identity = await database.prepare(partial(_prepare, where=database.where))
         return catalog
 
     async def close(self) -> None:
         """Closes every connection."""
-        await self._engine.dispose()
+        await self._database.close()
 
-    def _write(self) -> Any:
-        return self._writer.begin()
+    @property
+    def engine_name(self) -> str:
+        """What people call the engine: MySQL or SQLite."""
+        return self._database.name
 
-    def _read(self) -> Any:
-        return self._engine.connect()
+    def exclusive(self, *, timeout: float | None = None) -> AbstractAsyncContextManager[None]:
+        """Keeps every other process that asks for the same out, for as long as it is open.
+
+        On MySQL it is a lock of the server's, held by one of the pool's connections. It goes with
+        that connection, which may be lost unnoticed: whoever comes next may then begin before this
+        one has ended. On SQLite the lock on the data folder does it already, and this does nothing.
+
+        Raises:
+            EngineUnavailable: others did not let go of it in time.
+        """
+        return self._database.exclusive(timeout)
+
+    async def ping(self) -> None:
+        """Reads a row. Raises EngineUnavailable where the catalog cannot be read."""
+        await self._rows(sa.select(_identity.c.uuid))
+
+    async def _rows(self, *queries: sa.Select[Any]) -> list[sa.Row[Any]]:
+        """The rows of all the queries."""
+
+        async def read(connection: AsyncConnection) -> list[sa.Row[Any]]:
+            return [row for query in queries for row in await connection.execute(query)]
+
+        return await self._database.read(read)
+
+    async def _change(self, *statements: sa.Executable) -> None:
+        """Runs the statements in one transaction."""
+
+        async def write(connection: AsyncConnection) -> None:
+            for statement in statements:
+                await connection.execute(statement)
+
+        if statements:
+            await self._database.write(write)
 
     # Collections
 
     async def collection(self, name: str) -> Collection | None:
         """The collection of that name, where it is ready."""
-        query = sa.select(_collections).where(
-            _collections.c.name == name, _collections.c.state == "ready"
-        )
-        async with self._read() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        return None if row is None else Collection(**row._mapping)
+        found = await self.collection_in_any_state(name)
+        return found if found is not None and found.state == "ready" else None
 
     async def collection_in_any_state(self, name: str) -> Collection | None:
         """The collection of that name, also where it is being made or dropped."""
-        query = sa.select(_collections).where(_collections.c.name == name)
-        async with self._read() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        return None if row is None else Collection(**row._mapping)
+        return await self._collection(_collections.c.name == name)
+
+    async def collection_by_id(self, collection_id: int) -> Collection | None:
+        """The collection of that id, in any state."""
+        return await self._collection(_collections.c.id == collection_id)
+
+    async def _collection(self, condition: sa.ColumnElement[bool]) -> Collection | None:
+        rows = await self._rows(sa.select(_collections).where(condition))
+        return Collection(**rows[0]._mapping) if rows else None
 
     async def collections(self, state: CollectionState) -> list[Collection]:
         """All collections in a state."""
         query = sa.select(_collections).where(_collections.c.state == state)
-        async with self._read() as connection:
-            rows = (await connection.execute(query.order_by(_collections.c.id))).all()
+        rows = await self._rows(query.order_by(_collections.c.id))
         return [Collection(**row._mapping) for row in rows]
-
-    async def collection_by_id(self, collection_id: int) -> Collection | None:
-        """The collection of that id, in any state."""
-        query = sa.select(_collections).where(_collections.c.id == collection_id)
-        async with self._read() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        return None if row is None else Collection(**row._mapping)
 
     async def ensure_collection(
         self, name: str, *, embedder: str, embedder_sha256: str, dim: int, metric: str
@@ -325,21 +303,25 @@ class Catalog:
 
         None while it is being dropped.
         """
-        async with self._write() as connection:
-            query = sa.select(_collections).where(_collections.c.name == name)
+        query = sa.select(_collections).where(_collections.c.name == name).with_for_update()
+        values = {
+            "name": name,
+            "embedder": embedder,
+            "embedder_sha256": embedder_sha256,
+            "dim": dim,
+            "metric": metric,
+            "state": "creating",
+            "store": new_store(name),
+        }
+
+        async def write(connection: AsyncConnection) -> Collection | None:
             row = (await connection.execute(query)).one_or_none()
             if row is None:
-                values = {
-                    "name": name,
-                    "embedder": embedder,
-                    "embedder_sha256": embedder_sha256,
-                    "dim": dim,
-                    "metric": metric,
-                    "state": "creating",
-                }
                 await connection.execute(sa.insert(_collections).values(values))
                 row = (await connection.execute(query)).one()
-        return Collection(**row._mapping) if row.state != "deleting" else None
+            return Collection(**row._mapping) if row.state != "deleting" else None
+
+        return await self._database.write(write)
 
     async def finish_collection(self, collection_id: int) -> None:
         """Ends `creating`: the vector store has its part."""
@@ -351,34 +333,103 @@ class Catalog:
 
     async def _set_collection_state(self, collection_id: int, state: CollectionState) -> None:
         change = sa.update(_collections).where(_collections.c.id == collection_id)
-        async with self._write() as connection:
-            await connection.execute(change.values(state=state))
+        await self._change(change.values(state=state))
+
+    async def begin_replacement(self, collection_id: int, store: str) -> None:
+        """Notes the store that is going to take the place of the one in use."""
+        change = sa.update(_collections).where(_collections.c.id == collection_id)
+        await self._change(change.values(other_store=store))
+
+    async def replace_vectors(
+        self, collection: Collection, *, store: str, embedder: str, embedder_sha256: str, dim: int
+    ) -> bool:
+        """Turns to the vectors in the other store, made by this embedder; the old one becomes it.
+
+        Returns False, and changes nothing, where the collection is not as it is given any more, or
+        another store than this was begun meanwhile.
+        """
+        values = {
+            "store": store,
+            "other_store": collection.store,
+            "embedder": embedder,
+            "embedder_sha256": embedder_sha256,
+            "dim": dim,
+        }
+        change = sa.update(_collections).where(
+            _collections.c.id == collection.id,
+            _collections.c.state == "ready",
+            _collections.c.store == collection.store,
+            _collections.c.other_store == store,
+        )
+        done = sa.select(_collections.c.id).where(
+            _collections.c.id == collection.id,
+            *(_collections.c[name] == value for name, value in values.items()),
+        )
+
+        async def write(connection: AsyncConnection) -> bool:
+            if (await connection.execute(change.values(values))).rowcount:
+                return True
+            # The answer to an earlier attempt may have been lost.
+            return (await connection.execute(done)).one_or_none() is not None
+
+        return await self._database.write(write)
+
+    async def finish_replacement(self, collection_id: int, store: str) -> None:
+        """Forgets the other store, which is no more."""
+        change = sa.update(_collections).where(
+            _collections.c.id == collection_id, _collections.c.other_store == store
+        )
+        await self._change(change.values(other_store=None))
 
     async def finish_drop(self, collection_id: int) -> None:
-        """Removes a collection with its photos, objects and loads."""
-        images = sa.select(_images.c.id).where(_images.c.collection_id == collection_id)
-        async with self._write() as connection:
-            await connection.execute(sa.delete(_objects).where(_objects.c.image_id.in_(images)))
-            for table in (_images, _loads):
-                mine = table.c.collection_id == collection_id
-                await connection.execute(sa.delete(table).where(mine))
-            await connection.execute(
-                sa.delete(_collections).where(_collections.c.id == collection_id)
-            )
+        """Removes a collection with its photos, objects and loads.
+
+        In several transactions: one for all would take longer than any deadline.
+        """
+        query = (
+            sa.select(_images.c.id)
+            .where(_images.c.collection_id == collection_id)
+            .limit(_IDS_PER_QUERY)
+        )
+        while rows := await self._rows(query):
+            await self.finish_delete_images([row.id for row in rows])
+        await self._change(
+            sa.delete(_loads).where(_loads.c.collection_id == collection_id),
+            sa.delete(_collections).where(_collections.c.id == collection_id),
+        )
 
     # Photos
 
     async def images_by_key(self, collection_id: int, path_keys: Sequence[str]) -> dict[str, Image]:
         """The rows, in any state, of the photos with these path keys."""
-        found: dict[str, Image] = {}
-        async with self._read() as connection:
-            for chunk in _chunks(path_keys):
-                query = sa.select(_images).where(
-                    _images.c.collection_id == collection_id, _images.c.path_key.in_(chunk)
-                )
-                for row in await connection.execute(query):
-                    found[row.path_key] = Image(**row._mapping)
+        mine = _images.c.collection_id == collection_id
+        images = await self._images(_images.c.path_key, path_keys, mine)
+        return {image.path_key: image for image in images}
+
+    async def images_by_id(self, image_ids: Sequence[int]) -> list[Image]:
+        """The rows, in any state, of the photos with these ids, in the order of their ids."""
+        return await self._images(_images.c.id, sorted(image_ids))
+
+    async def images_by_sha256(
+        self, collection_id: int, hashes: Sequence[str]
+    ) -> dict[str, list[Image]]:
+        """The rows, in any state, of the photos whose bytes have these hashes."""
+        found: dict[str, list[Image]] = {}
+        mine = _images.c.collection_id == collection_id
+        for image in await self._images(_images.c.sha256, hashes, mine):
+            found.setdefault(image.sha256, []).append(image)
         return found
+
+    async def _images(
+        self, column: sa.Column[Any], values: Sequence[Any], *conditions: sa.ColumnElement[bool]
+    ) -> list[Image]:
+        rows = await self._rows(
+            *(
+                sa.select(_images).where(column.in_(chunk), *conditions).order_by(_images.c.id)
+                for chunk in _chunks(values)
+            )
+        )
+        return [Image(**row._mapping) for row in rows]
 
     async def indexed_image(self, path_keys: Sequence[str]) -> Image | None:
         """The indexed photo, of any collection, for the first of these keys that has one."""
@@ -391,8 +442,7 @@ class Catalog:
                 _collections.c.state == "ready",
             )
         )
-        async with self._read() as connection:
-            rows = {row.path_key: row for row in await connection.execute(query)}
+        rows = {row.path_key: row for row in await self._rows(query)}
         for key in path_keys:
             if key in rows:
                 return Image(**rows[key]._mapping)
@@ -406,63 +456,87 @@ class Catalog:
         Objects that an earlier row of the same path had are removed with it; their vectors are
         the caller's to remove. Paths must be distinct.
         """
-        keys = [image.path_key for image in images]
-        async with self._write() as connection:
-            before = await _ids_by_key(connection, collection_id, keys)
-            for chunk in _chunks(list(before.values())):
+        rows = [_image_row(collection_id, image) for image in images]
+        objects = {
+            image.path_key: [_object_row(found) for found in image.objects] for image in images
+        }
+
+        async def write(connection: AsyncConnection) -> list[StoredImage]:
+            before = await _ids_by_key(connection, collection_id, list(objects))
+            for chunk in _chunks(sorted(before.values())):
                 await connection.execute(sa.delete(_objects).where(_objects.c.image_id.in_(chunk)))
-            fresh = [_image_row(collection_id, i) for i in images if i.path_key not in before]
-            changed = [_image_row(collection_id, i) for i in images if i.path_key in before]
-            if fresh:
-                await connection.execute(sa.insert(_images), fresh)
-            for row in changed:
-                await connection.execute(
-                    sa.update(_images).where(_images.c.id == before[row["path_key"]]).values(row)
-                )
-            ids = await _ids_by_key(connection, collection_id, keys)
-            rows = [
-                _object_row(ids[image.path_key], found)
-                for image in images
-                for found in image.objects
+                # Made anew under their ids: an UPDATE for each would be as many round trips.
+                await connection.execute(sa.delete(_images).where(_images.c.id.in_(chunk)))
+            fresh = [row for row in rows if row["path_key"] not in before]
+            changed = [
+                row | {"id": before[row["path_key"]]} for row in rows if row["path_key"] in before
             ]
-            if rows:
-                await connection.execute(sa.insert(_objects), rows)
+            for some in (fresh, changed):
+                if some:
+                    await connection.execute(sa.insert(_images), some)
+            ids = await _ids_by_key(connection, collection_id, list(objects))
+            object_rows = [
+                {"image_id": ids[key], **row} for key, some in objects.items() for row in some
+            ]
+            if object_rows:
+                await connection.execute(sa.insert(_objects), object_rows)
             object_ids = await _object_ids(connection, list(ids.values()))
-        return [
-            StoredImage(
-                id=ids[image.path_key],
-                object_ids=object_ids.get(ids[image.path_key], []),
-                replaced=image.path_key in before,
-            )
-            for image in images
+            return [
+                StoredImage(
+                    id=ids[key], object_ids=object_ids.get(ids[key], []), replaced=key in before
+                )
+                for key in objects
+            ]
+
+        return await self._database.write(write) if rows else []
+
+    async def finish_images(self, indexed: Sequence[int], failed: Mapping[int, str]) -> list[int]:
+        """Ends `pending`: photos whose vectors are written, and photos with their failures.
+
+        Returns the ids of those that are not indexed or failed now, as was asked: somebody else
+        has begun to undo or delete them, or they are gone.
+        """
+        wanted = dict.fromkeys(indexed, "indexed") | dict.fromkeys(failed, "failed")
+        by_error: dict[str, list[int]] = {}
+        for image_id, error in failed.items():
+            by_error.setdefault(_kept_error(error), []).append(image_id)
+        changes = [
+            *_changes(indexed, "pending", state="indexed", error=None),
+            *(
+                change
+                for error, image_ids in by_error.items()
+                for change in _changes(image_ids, "pending", state="failed", error=error)
+            ),
         ]
 
-    async def finish_images(self, indexed: Sequence[int], failed: Mapping[int, str]) -> None:
-        """Ends `pending`: photos whose vectors are written, and photos with their failures."""
-        async with self._write() as connection:
-            for chunk in _chunks(list(indexed)):
-                await connection.execute(
-                    sa.update(_images)
-                    .where(_images.c.id.in_(chunk), _images.c.state == "pending")
-                    .values(state="indexed", error=None)
-                )
-            for image_id, error in failed.items():
-                await connection.execute(
-                    sa.update(_images)
-                    .where(_images.c.id == image_id, _images.c.state == "pending")
-                    .values(state="failed", error=error)
-                )
+        async def write(connection: AsyncConnection) -> list[int]:
+            for change in changes:
+                await connection.execute(change)
+            now: dict[int, str] = {}
+            for chunk in _chunks(list(wanted)):
+                query = sa.select(_images.c.id, _images.c.state).where(_images.c.id.in_(chunk))
+                now.update((row.id, row.state) for row in await connection.execute(query))
+            return [image_id for image_id, state in wanted.items() if now.get(image_id) != state]
+
+        return await self._database.write(write) if wanted else []
+
+    async def claim_undo(self, image_ids: Sequence[int]) -> list[int]:
+        """Moves those of the photos that are `pending` to `undoing`: none can be finished then.
+
+        Returns the ids of those that are `undoing` now.
+        """
+        changes = _changes(image_ids, "pending", state="undoing")
+
+        async def write(connection: AsyncConnection) -> list[int]:
+            for change in changes:
+                await connection.execute(change)
+            return await _ids_in_state(connection, image_ids, "undoing")
+
+        return await self._database.write(write) if changes else []
 
     async def undo_images(self, image_ids: Sequence[int], error: str) -> None:
-        """Ends `pending` without success: the photos' objects go, the photos count as failed."""
-        async with self._write() as connection:
-            for chunk in _chunks(image_ids):
-                await connection.execute(sa.delete(_objects).where(_objects.c.image_id.in_(chunk)))
-                await connection.execute(
-                    sa.update(_images)
-                    .where(_images.c.id.in_(chunk), _images.c.state == "pending")
-                    .values(state="failed", error=error)
-                )
+        """Ends `undoing`: the photos' objects go, the photos count as failed."""
+        await self._fail(image_ids, "undoing", error)
 
     async def touch_images(self, images: Sequence[TouchedImage]) -> None:
         """Remembers the new file times of photos whose bytes are the same."""
@@ -475,57 +549,63 @@ class Catalog:
             {"image_id": image.id, "new_size": image.size, "new_mtime_ns": image.mtime_ns}
             for image in images
         ]
-        if not rows:
-            return
-        async with self._write() as connection:
+
+        async def write(connection: AsyncConnection) -> None:
             await connection.execute(change, rows)
 
-    async def images_by_sha256(
-        self, collection_id: int, hashes: Sequence[str]
-    ) -> dict[str, list[Image]]:
-        """The rows, in any state, of the photos whose bytes have these hashes."""
-        found: dict[str, list[Image]] = {}
-        async with self._read() as connection:
-            for chunk in _chunks(hashes):
-                query = sa.select(_images).where(
-                    _images.c.collection_id == collection_id, _images.c.sha256.in_(chunk)
-                )
-                for row in await connection.execute(query):
-                    found.setdefault(row.sha256, []).append(Image(**row._mapping))
-        return found
+        if rows:
+            await self._database.write(write)
 
     async def move_image(self, image_id: int, path: str) -> None:
         """Remembers that a photo's file lies elsewhere."""
+        _check_text(path)
         change = sa.update(_images).where(_images.c.id == image_id)
-        async with self._write() as connection:
-            await connection.execute(change.values(path=path, path_key=path_key(path)))
+        await self._change(change.values(path=path, path_key=path_key(path)))
 
     async def fail_images(self, collection_id: int, error: str) -> int:
-        """Turns all indexed photos of a collection into failed ones; returns how many."""
-        mine = sa.and_(_images.c.collection_id == collection_id, _images.c.state == "indexed")
-        async with self._write() as connection:
-            await connection.execute(
-                sa.delete(_objects).where(
-                    _objects.c.image_id.in_(sa.select(_images.c.id).where(mine))
-                )
-            )
-            change = sa.update(_images).where(mine).values(state="failed", error=error)
-            return int((await connection.execute(change)).rowcount)
+        """Turns all indexed photos of a collection into failed ones; returns how many.
+
+        In several transactions.
+        """
+        count = 0
+        async for page in self.images(collection_id, ["indexed"]):
+            await self.fail_photos([image.id for image in page], error)
+            count += len(page)
+        return count
+
+    async def fail_photos(self, image_ids: Sequence[int], error: str) -> None:
+        """Turns those of the photos that are indexed into failed ones: their objects go."""
+        await self._fail(image_ids, "indexed", error)
+
+    async def _fail(self, image_ids: Sequence[int], before: ImageState, error: str) -> None:
+        reason = _kept_error(error)
+
+        async def write(connection: AsyncConnection) -> None:
+            found = await _ids_in_state(connection, image_ids, before)
+            for chunk in _chunks(found):
+                await connection.execute(sa.delete(_objects).where(_objects.c.image_id.in_(chunk)))
+            for change in _changes(found, before, state="failed", error=reason):
+                await connection.execute(change)
+
+        if image_ids:
+            await self._database.write(write)
 
     async def begin_delete_images(self, image_ids: Sequence[int]) -> None:
         """Marks photos `deleting`: from here on they are not found any more."""
-        async with self._write() as connection:
-            for chunk in _chunks(image_ids):
-                await connection.execute(
-                    sa.update(_images).where(_images.c.id.in_(chunk)).values(state="deleting")
-                )
+        await self._change(*_changes(image_ids, state="deleting"))
 
     async def finish_delete_images(self, image_ids: Sequence[int]) -> None:
         """Removes the rows of photos and of their objects."""
-        async with self._write() as connection:
-            for chunk in _chunks(image_ids):
-                await connection.execute(sa.delete(_objects).where(_objects.c.image_id.in_(chunk)))
-                await connection.execute(sa.delete(_images).where(_images.c.id.in_(chunk)))
+        await self._change(
+            *(
+                statement
+                for chunk in _chunks(sorted(image_ids))
+                for statement in (
+                    sa.delete(_objects).where(_objects.c.image_id.in_(chunk)),
+                    sa.delete(_images).where(_images.c.id.in_(chunk)),
+                )
+            )
+        )
 
     async def images(
         self, collection_id: int, states: Sequence[ImageState]
@@ -533,7 +613,7 @@ class Catalog:
         """All photos of a collection in these states, page by page in the order of their ids."""
         last = 0
         while True:
-            query = (
+            rows = await self._rows(
                 sa.select(_images)
                 .where(
                     _images.c.collection_id == collection_id,
@@ -543,8 +623,6 @@ class Catalog:
                 .order_by(_images.c.id)
                 .limit(_IDS_PER_QUERY)
             )
-            async with self._read() as connection:
-                rows = (await connection.execute(query)).all()
             if not rows:
                 return
             yield [Image(**row._mapping) for row in rows]
@@ -552,49 +630,67 @@ class Catalog:
 
     async def count_images(self, collection_id: int, state: ImageState = "indexed") -> int:
         """How many photos of the collection are in the state."""
-        query = sa.select(sa.func.count()).where(
-            _images.c.collection_id == collection_id, _images.c.state == state
+        [row] = await self._rows(
+            sa.select(sa.func.count()).where(
+                _images.c.collection_id == collection_id, _images.c.state == state
+            )
         )
-        async with self._read() as connection:
-            return int((await connection.execute(query)).scalar_one())
+        return int(row[0])
 
     # Objects
 
     async def places(self, object_ids: Sequence[int]) -> dict[int, ObjectPlace]:
         """Where these objects are; ids of no object, or of no indexed photo, are left out."""
-        found: dict[int, ObjectPlace] = {}
-        async with self._read() as connection:
-            for chunk in _chunks(object_ids):
-                query = (
-                    sa.select(_objects, _images.c.path)
-                    .join(_images, _images.c.id == _objects.c.image_id)
-                    .where(_objects.c.id.in_(chunk), _images.c.state == "indexed")
-                )
-                for row in await connection.execute(query):
-                    found[row.id] = ObjectPlace(
-                        id=row.id,
-                        image_id=row.image_id,
-                        path=row.path,
-                        label=row.label,
-                        score=row.score,
-                        box=(row.x1, row.y1, row.x2, row.y2),
-                    )
+        rows = await self._rows(
+            *(
+                _indexed_objects(_objects, _images.c.path).where(_objects.c.id.in_(chunk))
+                for chunk in _chunks(object_ids)
+            )
+        )
+        return {row.id: _place(row) for row in rows}
+
+    async def objects_of_images(self, image_ids: Sequence[int]) -> dict[int, list[ObjectPlace]]:
+        """The objects of those of the photos that are indexed, in the order they were given in."""
+        found: dict[int, list[ObjectPlace]] = {}
+        rows = await self._rows(
+            *(
+                _indexed_objects(_objects, _images.c.path)
+                .where(_objects.c.image_id.in_(chunk))
+                .order_by(_objects.c.id)
+                for chunk in _chunks(image_ids)
+            )
+        )
+        for row in rows:
+            found.setdefault(row.image_id, []).append(_place(row))
         return found
 
-    async def object_ids(self, collection_id: int) -> set[int]:
-        """The ids of all objects of the collection's indexed photos."""
-        query = (
-            sa.select(_objects.c.id)
-            .join(_images, _images.c.id == _objects.c.image_id)
-            .where(_images.c.collection_id == collection_id, _images.c.state == "indexed")
+    async def object_ids_of_images(self, image_ids: Sequence[int]) -> list[int]:
+        """The ids of all objects of these photos, whatever state they are in."""
+        rows = await self._rows(
+            *(
+                sa.select(_objects.c.id).where(_objects.c.image_id.in_(chunk))
+                for chunk in _chunks(image_ids)
+            )
         )
-        async with self._read() as connection:
-            return set((await connection.execute(query)).scalars())
+        return [row.id for row in rows]
+
+    async def object_ids(self, collection_id: int) -> set[int]:
+        """The ids of all objects of the collection's indexed photos, read in several pages."""
+        found: set[int] = set()
+        after = 0
+        while True:
+            query = _page(_indexed_objects(_objects.c.id), collection_id, after)
+            ids = [row.id for row in await self._rows(query)]
+            if not ids:
+                return found
+            found.update(ids)
+            after = ids[-1]
 
     # Loads
 
     async def begin_load(self, collection_id: int, root: str, *, prune: bool) -> int:
         """Stores a running load and returns its id."""
+        _check_text(root)
         values = {
             "collection_id": collection_id,
             "root": root,
@@ -602,57 +698,50 @@ class Catalog:
             "state": "running",
             "counts": {},
             "started_at": _now(),
+            "token": uuid.uuid4().hex,
         }
-        async with self._write() as connection:
-            result = await connection.execute(sa.insert(_loads).values(values))
-            return int(result.inserted_primary_key[0])
+        begun = sa.select(_loads.c.id).where(_loads.c.token == values["token"])
+
+        async def write(connection: AsyncConnection) -> int:
+            row = (await connection.execute(begun)).one_or_none()
+            if row is None:
+                await connection.execute(sa.insert(_loads).values(values))
+                row = (await connection.execute(begun)).one()
+            return int(row.id)
+
+        return await self._database.write(write)
 
     async def end_load(
         self, load_id: int, state: LoadState, counts: Mapping[str, int], error: str | None = None
     ) -> None:
         """Stores how a load ended."""
-        change = sa.update(_loads).where(_loads.c.id == load_id)
         values = {
             "state": state,
             "counts": dict(counts),
-            "error": error,
+            "error": None if error is None else _kept_error(error),
             "finished_at": _now(),
         }
-        async with self._write() as connection:
-            await connection.execute(change.values(values))
+        await self._change(sa.update(_loads).where(_loads.c.id == load_id).values(values))
 
     async def running_loads(self) -> list[LoadRow]:
         """The loads that have not ended, oldest first."""
         columns = [_loads.c[name] for name in LoadRow.__dataclass_fields__]
         query = sa.select(*columns).where(_loads.c.state == "running").order_by(_loads.c.id)
-        async with self._read() as connection:
-            return [LoadRow(**row._mapping) for row in await connection.execute(query)]
+        return [LoadRow(**row._mapping) for row in await self._rows(query)]
 
 
-def _probe(database: Path) -> None:
-    """Raises sqlite3.Error where the file is no database: the asynchronous driver, failing to
-    connect, would leave its thread behind."""
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        connection.execute("PRAGMA schema_version").fetchone()
-
-
-def _configure(connection: Any, _record: Any) -> None:
-    # The driver's own BEGIN comes too late, before the first write: ours are in `_begin`.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    for pragma in (
-        "foreign_keys=ON",
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "busy_timeout=10000",  # milliseconds; a writer waits for the one before it
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin(connection: sa.Connection) -> None:
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+async def _prepare(connection: AsyncConnection, where: str) -> str:
+    """Brings the tables up to date, and returns the catalog's identity."""
+    try:
+        await connection.run_sync(migrations.upgrade)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where} cannot be opened: {error}") from None
+    query = sa.select(_identity.c.uuid)
+    row = (await connection.execute(query)).one_or_none()
+    if row is None:
+        await connection.execute(sa.insert(_identity).values(uuid=uuid.uuid4().hex))
+        row = (await connection.execute(query)).one()
+    return str(row.uuid)
 
 
 def _now() -> str:
@@ -664,7 +753,20 @@ def _chunks(items: Sequence[Any]) -> Iterable[Sequence[Any]]:
         yield items[start : start + _IDS_PER_QUERY]
 
 
+def _check_text(*texts: str) -> None:
+    """Raises UnicodeEncodeError for what is not Unicode: MySQL's driver would pass it on."""
+    for text in texts:
+        text.encode()
+
+
+def _kept_error(error: str) -> str:
+    """The reason as it is kept: of any length and any characters, whatever the column takes."""
+    shown = error.encode("utf-8", "backslashreplace").decode()
+    return shown if len(shown) <= _ERROR_CHARACTERS else f"{shown[: _ERROR_CHARACTERS - 1]}…"
+
+
 def _image_row(collection_id: int, image: NewImage) -> dict[str, Any]:
+    _check_text(image.path)
     return {
         "collection_id": collection_id,
         "path": image.path,
@@ -679,12 +781,12 @@ def _image_row(collection_id: int, image: NewImage) -> dict[str, Any]:
     }
 
 
-def _object_row(image_id: int, found: NewObject) -> dict[str, Any]:
-    x1, y1, x2, y2 = found.box
+def _object_row(found: NewObject) -> dict[str, Any]:
+    # MySQL's driver knows Python's own numbers alone.
+    x1, y1, x2, y2 = map(float, found.box)
     return {
-        "image_id": image_id,
         "label": found.label,
-        "score": found.score,
+        "score": float(found.score),
         "x1": x1,
         "y1": y1,
         "x2": x2,
@@ -692,15 +794,73 @@ def _object_row(image_id: int, found: NewObject) -> dict[str, Any]:
     }
 
 
+def _place(row: sa.Row[Any]) -> ObjectPlace:
+    return ObjectPlace(
+        id=row.id,
+        image_id=row.image_id,
+        path=row.path,
+        label=row.label,
+        score=row.score,
+        box=(row.x1, row.y1, row.x2, row.y2),
+    )
+
+
+def _changes(
+    image_ids: Sequence[int], before: ImageState | None = None, **values: Any
+) -> list[sa.Update]:
+    """Changes of photos that are in the state `before`, or in any.
+
+    In the order of their ids, so that two writers do not wait for each other.
+    """
+    changes = [
+        sa.update(_images).where(_images.c.id.in_(chunk)).values(values)
+        for chunk in _chunks(sorted(image_ids))
+    ]
+    return [change.where(_images.c.state == before) for change in changes] if before else changes
+
+
+def _indexed_objects(*columns: Any) -> sa.Select[Any]:
+    return (
+        sa.select(*columns)
+        .join_from(_objects, _images, _images.c.id == _objects.c.image_id)
+        .where(_images.c.state == "indexed")
+    )
+
+
+def _page(query: sa.Select[Any], collection_id: int, after: int) -> sa.Select[Any]:
+    # Along the objects' ids, whatever the engines' planners think: by way of the collection's
+    # photos, all of its objects would be sorted for every page.
+    mine = _images.c.collection_id + 0 == collection_id
+    return (
+        query.where(mine, _objects.c.id > after)
+        .order_by(_objects.c.id)
+        .limit(_IDS_PER_PAGE)
+        .prefix_with("STRAIGHT_JOIN", dialect="mysql")
+    )
+
+
+async def _ids_in_state(
+    connection: AsyncConnection, image_ids: Sequence[int], state: ImageState
+) -> list[int]:
+    """Those of the photos that are in the state; they stay so until the transaction ends."""
+    ids: list[int] = []
+    for chunk in _chunks(sorted(image_ids)):
+        query = sa.select(_images.c.id).where(_images.c.id.in_(chunk), _images.c.state == state)
+        ids += (await connection.execute(query.with_for_update())).scalars()
+    return ids
+
+
 async def _ids_by_key(
     connection: AsyncConnection, collection_id: int, path_keys: Sequence[str]
 ) -> dict[str, int]:
+    """Ids by path key; the rows stay as they are until the transaction ends."""
     ids: dict[str, int] = {}
-    for chunk in _chunks(path_keys):
+    for chunk in _chunks(sorted(path_keys)):
         query = sa.select(_images.c.path_key, _images.c.id).where(
             _images.c.collection_id == collection_id, _images.c.path_key.in_(chunk)
         )
-        ids.update((row.path_key, row.id) for row in await connection.execute(query))
+        rows = await connection.execute(query.with_for_update())
+        ids.update((row.path_key, row.id) for row in rows)
     return ids
 
 

@@ -5,37 +5,81 @@ may be repeated without harm: rows are upserted by the catalog's ids, deletes na
 """
 
 import asyncio
-import os
-import signal
-import time
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import grpc
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 from pymilvus import AsyncMilvusClient, CollectionSchema, DataType, MilvusException
+from pymilvus.client.async_grpc_handler import AsyncGrpcHandler
+from pymilvus.client.call_context import CallContext
+from pymilvus.client.utils import check_status
+from pymilvus.decorators import retry_on_rpc_failure
+from pymilvus.exceptions import DataNotMatchException, ErrorCode, ParamError
 
-from backend.errors import ConfigurationError, Unavailable
-from backend.files import lock_file
+from backend.deadlines import time_left
+from backend.errors import ConfigurationError, EngineUnavailable, ServiceError
+from backend.storage.milvus_lite import LiteProcess
 
-__all__ = ["MAX_HITS", "MilvusLite", "ObjectVector", "VectorHit", "VectorStore"]
+__all__ = [
+    "MAX_HITS",
+    "MilvusLite",
+    "MilvusOptions",
+    "MilvusServer",
+    "ObjectVector",
+    "VectorHit",
+    "VectorStore",
+]
 
 MAX_HITS: Final = 16_384
 """Milvus' limit on the rows that one search or query returns."""
 
-_DEADLINE_SECONDS: Final = 60
-"""For one call. A search takes milliseconds; building a collection on a busy disk takes longest."""
-_MAX_LABEL_BYTES: Final = 512
+_TIMEOUT_SECONDS: Final = 30.0
+_MAX_LABEL_BYTES: Final = 800
+"""The catalog takes 200 characters, which UTF-8 spends up to four bytes on; Milvus counts bytes."""
 _UPSERT_BYTES: Final = 4 * 2**20
 """Of vectors in one request: above 7 MB Milvus Lite 2.5.1 takes ten times as long for each."""
 _IDS_PER_DELETE: Final = 1000
-_RETRY_SECONDS: Final = 0.5
-_OPEN_SECONDS: Final = 3.0
-"""For the database of a process that has just been killed to come free: 15 ms were measured."""
+_WIDER: Final = 16
+"""How many times as wide the next range of ids is, where one has held next to none."""
 _DATABASE: Final = "vectors.db"
+_RETRIES: Final = 3
+"""Of a call whose connection breaks, in 0.1 s together: the next connection may be fine."""
+_CHANNEL: Final = {
+    # A server that has come back is found within a second, not within gRPC's two minutes.
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.min_reconnect_backoff_ms": 2000,  # the time that one attempt to connect gets
+    "grpc.max_reconnect_backoff_ms": 1000,
+    # Channels to one address would share their attempts, and so one's backoff holds up the other.
+    "grpc.use_local_subchannel_pool": 1,
+}
+_HITS_PARAMETERS: Final = ("ef", "search_list", "reorder_k")
+"""Of searching an index: how many candidates it looks at, which must not be less than the hits."""
+
+_READS: Final = frozenset({"search", "query"})
+_NOT_LOADED: Final = frozenset({101, 103})
+_ACCESS_DENIED: Final = range(1400, 1500)
+_INVALID: Final = range(1100, 1200)
+_UNEXPECTED: Final = frozenset({1, 65535})
+_ABOUT_PARAMETERS: Final = re.compile(
+    r"\b(invalid|illegal|out of range|divide the dim|not a number|expr plan|Assert)\b"
+)
+"""Milvus 2.3 reports several invalid parameters as unexpected errors."""
+
+_DENIED: Final = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
+_NEVER: Final = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.UNIMPLEMENTED,
+    }
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -61,7 +105,12 @@ class VectorHit:
 
 
 class VectorStore(Protocol):
-    """What the services ask of a vector engine. `store` is the engine's name of a collection."""
+    """What the services ask of a vector engine. `store` is the engine's name of a collection.
+
+    `engine_name` is what people call the engine.
+    """
+
+    engine_name: str
 
     async def create(self, store: str, dimension: int) -> None:
         """Makes the collection where it does not exist."""
@@ -69,6 +118,10 @@ class VectorStore(Protocol):
 
     async def exists(self, store: str) -> bool:
         """Whether there is such a collection."""
+        ...
+
+    async def dimension(self, store: str) -> int:
+        """Of the collection's vectors."""
         ...
 
     async def drop(self, store: str) -> None:
@@ -83,6 +136,10 @@ class VectorStore(Protocol):
         self, store: str, image_ids: Sequence[int], *, keep: Sequence[int] = ()
     ) -> None:
         """Removes the rows of these images but for the objects in `keep`."""
+        ...
+
+    async def delete(self, store: str, ids: Sequence[int]) -> None:
+        """Removes the rows of these ids."""
         ...
 
     async def search(
@@ -103,80 +160,168 @@ class VectorStore(Protocol):
         ...
 
 
-class MilvusLite:
-    """Milvus Lite on a local file: a process of its own behind a Unix socket.
+@dataclass(frozen=True)
+class MilvusOptions:
+    """Where a Milvus server is, and how its collections are indexed and searched."""
 
-    The index is FLAT, which is exact and the fastest to write; benchmarks/README.md has the
-    comparison.
+    host: str
+    port: int = 19530
+    token: str = field(default="", repr=False)
+    database: str = "default"
+    tls: bool = False
+    ca: Path | None = None
+    index: str = "HNSW"
+    index_params: Mapping[str, Any] = field(
+        default_factory=lambda: {"M": 16, "efConstruction": 200}
+    )
+    search_params: Mapping[str, Any] = field(default_factory=lambda: {"ef": 128})
+
+    @property
+    def address(self) -> str:
+        """Host and port, as gRPC takes them."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class _NotLoaded(EngineUnavailable):
+    """A collection is in storage, but not in memory, where searches find it."""
+
+
+class _Handler(AsyncGrpcHandler):  # type: ignore[misc]  # pymilvus has no types
+    """pymilvus' calls, and its connection, which gRPC makes again by itself where it breaks.
+
+    Its AsyncMilvusClient would hold up all calls while one of them makes a new connection, and
+    has no way to ask for a timestamp.
     """
 
-    def __init__(self, client: AsyncMilvusClient, database: Path, lock: int) -> None:
-        self._client = client
-        self._database = database
-        self._lock = lock
+    @retry_on_rpc_failure()  # type: ignore[untyped-decorator]
+    async def delete(self, *args: Any, **kwargs: Any) -> Any:
+        """The one call that pymilvus neither repeats nor looks at whether it failed."""
+        answer = await super().delete(*args, **kwargs)
+        check_status(answer._raw.status)
+        return answer
 
-    @classmethod
-    async def open(cls, folder: Path) -> "MilvusLite":
-        """Opens, or makes, the database in `folder`.
 
-        Raises:
-            ConfigurationError: it cannot be opened, or another process has it open.
-        """
-        database = folder.absolute() / _DATABASE
-        starting = asyncio.ensure_future(asyncio.to_thread(_start, database))
-        try:
-            uri, lock = await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            # The thread goes on; its process must not be left behind.
-            await asyncio.wait([starting])
-            if starting.exception() is None:
-                await asyncio.to_thread(_stop, database, starting.result()[1])
-            raise
-        return cls(AsyncMilvusClient(uri), database, lock)
+class _Milvus(ABC):
+    """What Milvus and Milvus Lite have in common: a `VectorStore` over gRPC.
+
+    A search sees all that was acknowledged before it. It does not ask for Strong consistency,
+    which makes every search wait for the server's clock to tick: it names the timestamp of the
+    collection's last write, which after a tick is past and costs nothing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        timeout: float,
+        *,
+        database: str = "",
+        index: str,
+        index_params: Mapping[str, Any],
+        search_params: Mapping[str, Any],
+    ) -> None:
+        self.engine_name = name
+        self._timeout = timeout
+        self._context = CallContext(db_name=database)
+        self._index = {"index_type": index, "metric_type": "L2", "params": dict(index_params)}
+        self._search_params = dict(search_params)
+        self._written: dict[str, int] = {}
+        """By collection: the timestamp that the next search must wait for."""
+
+    @abstractmethod
+    async def _connection(self) -> "_Handler":
+        """What to ask."""
+
+    @abstractmethod
+    def _says(self, what: str) -> str:
+        """A sentence that names the engine and, where it has one, its setting."""
 
     async def create(self, store: str, dimension: int) -> None:
-        """See `VectorStore.create`."""
+        """See `VectorStore.create`. It is loaded and can be searched when this returns."""
         # Each of the three steps is taken where it is missing: a crash may have come between them.
         if not await self.exists(store):
-            await self._answer(self._client.create_collection(store, schema=_schema(dimension)))
-        if not await self._answer(self._client.list_indexes(store)):
-            index = AsyncMilvusClient.prepare_index_params()
-            index.add_index("vector", index_type="FLAT", metric_type="L2")
-            await self._answer(self._client.create_index(store, index))
-        await self._answer(self._client.load_collection(store))
+            await self._ask("create_collection", store, fields=_schema(dimension))
+        if not await self._ask("list_indexes", store):
+            try:
+                await self._ask("create_index", store, "vector", params=self._index)
+            except EngineUnavailable:
+                raise
+            except ServiceError as error:
+                raise ServiceError(
+                    self._says(
+                        f"refuses the index {self._index}: check MILVUS_INDEX and"
+                        " MILVUS_INDEX_PARAMS"
+                    )
+                ) from error
+        await self._ask("load_collection", store)
 
     async def exists(self, store: str) -> bool:
         """See `VectorStore.exists`."""
-        return bool(await self._answer(self._client.has_collection(store)))
+        return bool(await self._ask("has_collection", store))
+
+    async def dimension(self, store: str) -> int:
+        """See `VectorStore.dimension`."""
+        description = await self._ask("describe_collection", store)
+        [dimension] = [
+            int(field["params"]["dim"])
+            for field in description["fields"]
+            if field["name"] == "vector"
+        ]
+        return dimension
 
     async def drop(self, store: str) -> None:
         """See `VectorStore.drop`."""
         if await self.exists(store):
-            await self._answer(self._client.drop_collection(store))
+            await self._ask("drop_collection", store)
+        self._written.pop(store, None)
 
     async def upsert(self, store: str, rows: Sequence[ObjectVector]) -> None:
         """See `VectorStore.upsert`."""
         if not rows:
             return
         for chunk in _chunks(rows, max(1, _UPSERT_BYTES // rows[0].vector.nbytes)):
-            await self._answer(self._client.upsert(store, [vars(row) for row in chunk]))
+            answer = await self._ask("upsert_rows", store, [vars(row) for row in chunk])
+            self._note(store, answer.timestamp)
 
     async def delete_images(
         self, store: str, image_ids: Sequence[int], *, keep: Sequence[int] = ()
     ) -> None:
         """See `VectorStore.delete_images`."""
+        kept = f" and id not in {_integers(keep)}" if keep else ""
         for chunk in _chunks(image_ids, _IDS_PER_DELETE):
-            expression = f"image_id in {_integers(chunk)}"
-            if keep:
-                expression += f" and id not in {_integers(keep)}"
-            await self._answer(self._client.delete(store, filter=expression))
+            await self._delete(store, f"image_id in {_integers(chunk)}{kept}")
+
+    async def delete(self, store: str, ids: Sequence[int]) -> None:
+        """See `VectorStore.delete`."""
+        for chunk in _chunks(ids, MAX_HITS):
+            await self._delete(store, f"id in {_integers(chunk)}")
+
+    async def _delete(self, store: str, expression: str) -> None:
+        # Strong: it must meet rows of which it was never known whether they were written.
+        await self._ask_loaded("delete", store, expression, consistency_level="Strong")
+        # The answer carries no timestamp in Milvus 2.3.
+        self._note(store, await self._ask("alloc_timestamp"))
 
     async def search(
         self, store: str, vectors: NDArray[np.float32], limit: int
     ) -> list[list[VectorHit]]:
         """See `VectorStore.search`."""
-        answers = await self._answer(
-            self._client.search(store, data=list(vectors), limit=limit, output_fields=["image_id"])
+        if store not in self._written:
+            # Written by a process before this one.
+            self._note(store, await self._ask("alloc_timestamp"))
+        params = {
+            name: max(value, limit) if name in _HITS_PARAMETERS else value
+            for name, value in self._search_params.items()
+        }
+        answers = await self._ask_loaded(
+            "search",
+            store,
+            anns_field="vector",
+            param={"metric_type": "L2", "params": params},
+            limit=limit,
+            data=list(vectors),
+            output_fields=["image_id"],
+            consistency_level="Customized",
+            guarantee_timestamp=self._written[store],
         )
         return [
             [VectorHit(hit["id"], hit["entity"]["image_id"], hit["distance"]) for hit in hits]
@@ -186,43 +331,232 @@ class MilvusLite:
     async def ids(self, store: str) -> set[int]:
         """See `VectorStore.ids`."""
         found: set[int] = set()
-        lower = 0
+        # One timestamp for all queries: only the first of them has to wait for it.
+        now = await self._ask("alloc_timestamp")
+        lower, width = 0, MAX_HITS
         # A query returns no more than MAX_HITS rows, in no order that is promised: ask for one
-        # range of ids after another until no row lies above.
-        while await self._query(store, f"id >= {lower}", limit=1):
-            upper = lower + MAX_HITS
-            rows = await self._query(store, f"id >= {lower} and id < {upper}", limit=MAX_HITS)
-            found.update(rows)
-            lower = upper
+        # range of ids after another, wider ones where ids are far apart, until none lies above.
+        while await self._query(store, f"id >= {lower}", now, limit=1):
+            ids = await self._query(store, f"id >= {lower} and id < {lower + width}", now)
+            if len(ids) == MAX_HITS and width > MAX_HITS:  # there may be more
+                width = MAX_HITS
+                continue
+            found.update(ids)
+            lower += width
+            if len(ids) < MAX_HITS // _WIDER:
+                width *= _WIDER
         return found
 
-    async def _query(self, store: str, expression: str, *, limit: int) -> list[int]:
-        rows = await self._answer(
-            self._client.query(store, filter=expression, output_fields=["id"], limit=limit)
+    async def _query(
+        self, store: str, expression: str, timestamp: int, *, limit: int = MAX_HITS
+    ) -> list[int]:
+        rows = await self._ask_loaded(
+            "query",
+            store,
+            expr=expression,
+            output_fields=["id"],
+            limit=limit,
+            consistency_level="Customized",
+            guarantee_timestamp=timestamp,
         )
         return [row["id"] for row in rows]
 
-    async def _answer(self, call: Awaitable[Any]) -> Any:
-        """What Milvus answers, within a deadline.
+    def _note(self, store: str, timestamp: int) -> None:
+        self._written[store] = max(timestamp, self._written.get(store, 0))
+
+    async def _ask_loaded(self, call: str, store: str, *args: Any, **kwargs: Any) -> Any:
+        """What Milvus answers; a collection that is not loaded is loaded first."""
+        try:
+            return await self._ask(call, store, *args, **kwargs)
+        except _NotLoaded:
+            await self._ask("load_collection", store)
+            return await self._ask(call, store, *args, **kwargs)
+
+    async def _ask(self, call: str, *args: Any, **kwargs: Any) -> Any:
+        """What Milvus answers, within the deadline.
 
         Raises:
-            Unavailable: it is too slow, or not there any more.
+            EngineUnavailable: it is too slow, not there, or cannot do it at the moment.
+            ServiceError: it will never do it.
         """
         try:
-            async with asyncio.timeout(_DEADLINE_SECONDS):
-                return await call
-        except (MilvusException, TimeoutError) as error:
-            # What Milvus says may name files and addresses: that is for the log.
-            _log.error("vectors.failed", error=str(error) or type(error).__name__)
-            raise Unavailable(
-                "the vector engine (Milvus Lite) does not answer: try again; if it stays so,"
-                " restart the service, which loses nothing"
+            async with asyncio.timeout(time_left(self._timeout)):
+                milvus = await self._connection()
+                return await getattr(milvus, call)(
+                    *args, context=self._context, retry_times=_RETRIES, **kwargs
+                )
+        except (MilvusException, grpc.RpcError, TimeoutError) as error:
+            await self._failed(call, error)
+            raise self._problem(error) from error
+
+    async def _failed(self, call: str, error: Exception) -> None:
+        # What Milvus says may name files and addresses: that is for the log.
+        _log.error("vectors.failed", engine=self.engine_name, call=call, error=_describe(error))
+
+    def _problem(self, error: Exception) -> ServiceError:
+        code = _code(error)
+        if isinstance(error, ParamError | DataNotMatchException) or code in _INVALID:
+            return ServiceError(self._says("refuses what it was asked: see the service's log"))
+        if code in _UNEXPECTED and _ABOUT_PARAMETERS.search(str(error)):
+            return ServiceError(self._says("refuses what it was asked: see the service's log"))
+        if code in _ACCESS_DENIED or code in _DENIED:
+            return ServiceError(self._says("denies access: check the token"))
+        if code in _NEVER:
+            return ServiceError(self._says("cannot do what it was asked: see the service's log"))
+        if code == ErrorCode.COLLECTION_NOT_FOUND:
+            return EngineUnavailable(
+                self.engine_name,
+                self._says("has lost the vectors of this collection: try again in a few seconds"),
+            )
+        if code in _NOT_LOADED:
+            return _NotLoaded(
+                self.engine_name,
+                self._says("is loading this collection: try again in a few seconds"),
+            )
+        return EngineUnavailable(
+            self.engine_name, self._says("does not answer: try again in a few seconds")
+        )
+
+
+class MilvusServer(_Milvus):
+    """A Milvus server, 2.3 or later."""
+
+    def __init__(self, handler: _Handler, options: MilvusOptions, timeout: float) -> None:
+        super().__init__(
+            "Milvus",
+            timeout,
+            database=options.database,
+            index=options.index,
+            index_params=options.index_params,
+            search_params=options.search_params,
+        )
+        self._handler = handler
+
+    @classmethod
+    async def open(
+        cls, options: MilvusOptions, *, timeout: float = _TIMEOUT_SECONDS
+    ) -> "MilvusServer":
+        """Connects to the server, and makes its database where it does not exist.
+
+        Raises:
+            ConfigurationError: the server denies access, or its certificate is not trusted.
+            EngineUnavailable: it is not there, or not ready: try again.
+        """
+        if options.ca is not None and not _is_readable(options.ca):
+            raise ConfigurationError(f"MILVUS_CA={options.ca}: this file cannot be read")
+        handler = _Handler(
+            address=options.address,
+            token=options.token,
+            secure=options.tls,
+            server_pem_path=str(options.ca or ""),
+            grpc_options=_CHANNEL,
+        )
+        milvus = cls(handler, options, timeout)
+        try:
+            await milvus._make_database(options)
+        except BaseException:
+            await milvus.close()
+            raise
+        return milvus
+
+    async def _make_database(self, options: MilvusOptions) -> None:
+        # Neither call is made in the database, which may not be there yet.
+        context, self._context = self._context, CallContext(db_name="")
+        try:
+            if options.database not in await self._ask("list_database"):
+                await self._ask("create_database", options.database)
+        except EngineUnavailable as error:
+            if reason := _tls_problem(str(error.__cause__)):
+                raise ConfigurationError(f"Milvus at {options.address}: {reason}") from error
+            raise
+        except ServiceError as error:
+            raise ConfigurationError(
+                f"Milvus at {options.address} denies access, or its database"
+                f" {options.database!r} may not be made: check MILVUS_TOKEN and MILVUS_DB"
+                f" ({_describe(error.__cause__)})"
             ) from error
+        self._context = context
+
+    async def _connection(self) -> _Handler:
+        return self._handler
+
+    def _says(self, what: str) -> str:
+        return f"Milvus (MILVUS_HOST) {what}"
 
     async def close(self) -> None:
         """See `VectorStore.close`."""
-        await self._client.close()
-        await asyncio.to_thread(_stop, self._database, self._lock)
+        await self._handler.close()
+
+
+class MilvusLite(_Milvus):
+    """Milvus Lite on a local file: a process of its own behind a Unix socket.
+
+    A process that has died is started again by the next call. The index is FLAT, which is exact
+    and the fastest to write; benchmarks/README.md has the comparison.
+    """
+
+    def __init__(self, process: LiteProcess, timeout: float) -> None:
+        super().__init__("Milvus Lite", timeout, index="FLAT", index_params={}, search_params={})
+        self._process = process
+        self._handler = _lite_handler(process)
+        self._restart: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, folder: Path, *, timeout: float = _TIMEOUT_SECONDS) -> "MilvusLite":
+        """Opens, or makes, the database in `folder`.
+
+        Raises:
+            ConfigurationError: it cannot be opened, or another process has it open.
+        """
+        database = folder.absolute() / _DATABASE
+        starting = asyncio.ensure_future(asyncio.to_thread(LiteProcess.start, database))
+        try:
+            process = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The thread goes on; its process must not be left behind.
+            await asyncio.wait([starting])
+            if starting.exception() is None:
+                await asyncio.to_thread(starting.result().stop)
+            raise
+        return cls(process, timeout)
+
+    async def _connection(self) -> _Handler:
+        if self._restart is None and not self._process.is_running:
+            _log.warning("vectors.restarting", engine=self.engine_name)
+            self._restart = asyncio.create_task(self._start_again())
+        if self._restart is not None:
+            # All calls wait for one restart, and none that gives up takes it along.
+            await asyncio.shield(self._restart)
+        if not self._process.is_running:
+            raise MilvusException(message="its process could not be started again")
+        return self._handler
+
+    async def _failed(self, call: str, error: Exception) -> None:
+        await super()._failed(call, error)
+        # It could not store a write, as when the disk is full, but goes on with the rows in
+        # memory: searches would find what the file does not have.
+        if call not in _READS and _code(error) == grpc.StatusCode.UNKNOWN:
+            await asyncio.to_thread(self._process.kill)
+
+    async def _start_again(self) -> None:
+        try:
+            await asyncio.to_thread(self._process.restart)
+            await self._handler.close()
+            self._handler = _lite_handler(self._process)
+        except ConfigurationError as error:
+            _log.error("vectors.not_restarted", engine=self.engine_name, error=str(error))
+        finally:
+            self._restart = None
+
+    def _says(self, what: str) -> str:
+        return f"the vector engine (Milvus Lite) {what}"
+
+    async def close(self) -> None:
+        """See `VectorStore.close`."""
+        if self._restart is not None:
+            await asyncio.wait([self._restart])
+        await self._handler.close()
+        await asyncio.to_thread(self._process.stop)
 
 
 def _schema(dimension: int) -> CollectionSchema:
@@ -235,60 +569,6 @@ def _schema(dimension: int) -> CollectionSchema:
     return schema
 
 
-def _start(database: Path) -> tuple[str, int]:
-    """Starts Milvus Lite's process; returns its address and the lock on its database."""
-    # Its own lock file does not keep a second process out: a refused attempt deletes it.
-    try:
-        lock = lock_file(database.with_suffix(".lock"))
-    except BlockingIOError as owner:
-        raise ConfigurationError(
-            f"Milvus Lite cannot open {database}: another process has it open ({owner})"
-        ) from None
-    except OSError as error:
-        raise ConfigurationError(f"Milvus Lite cannot open {database}: {error.strerror}") from None
-    try:
-        return _start_process(database), lock
-    except BaseException:
-        os.close(lock)
-        raise
-
-
-def _start_process(database: Path) -> str:
-    # Imported late: it is the one dependency that warns (of pkg_resources) on import.
-    from milvus_lite.server_manager import server_manager_instance
-
-    # Ctrl-C in a terminal reaches the whole process group. The engine must outlive the writes
-    # that are finished after it, so it starts, and stays, with SIGINT blocked; it ends when its
-    # parent lets go of the file's lock, however the parent ends.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    # It would take our LOG_LEVEL for its own and print to our standard output.
-    log_level = os.environ.pop("LOG_LEVEL", None)
-    try:
-        end = time.monotonic() + _OPEN_SECONDS
-        uri: str | None = server_manager_instance.start_and_get_uri(str(database))
-        while uri is None and time.monotonic() < end:
-            time.sleep(_RETRY_SECONDS)
-            uri = server_manager_instance.start_and_get_uri(str(database))
-    except (OSError, RuntimeError) as error:
-        raise ConfigurationError(f"Milvus Lite cannot open {database}: {error}") from None
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        if log_level is not None:
-            os.environ["LOG_LEVEL"] = log_level
-    if uri is None:
-        raise ConfigurationError(
-            f"Milvus Lite cannot open {database}: its process ends at once; the file may be damaged"
-        )
-    return uri
-
-
-def _stop(database: Path, lock: int) -> None:
-    from milvus_lite.server_manager import server_manager_instance
-
-    server_manager_instance.release_server(str(database))
-    os.close(lock)
-
-
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
@@ -297,3 +577,38 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 def _integers(ids: Iterable[int]) -> str:
     """A list literal; int() makes sure that nothing but numbers ever reaches an expression."""
     return "[" + ",".join(str(int(item)) for item in ids) + "]"
+
+
+def _lite_handler(process: LiteProcess) -> _Handler:
+    return _Handler(address=process.address, grpc_options=_CHANNEL)
+
+
+def _code(error: BaseException) -> Any:
+    """Milvus' number, or gRPC's status, whichever there is."""
+    if isinstance(error, MilvusException):
+        return error.code
+    return error.code() if isinstance(error, grpc.RpcError) else None
+
+
+def _describe(error: BaseException | None) -> str:
+    if isinstance(error, grpc.RpcError):
+        return f"{error.code().name}: {error.details()}"
+    # gRPC's debug string says the same once more.
+    return str(error).partition(", debug=")[0] or type(error).__name__
+
+
+def _tls_problem(details: str) -> str | None:
+    """What to do where the two sides will never agree on TLS; None where that is not it."""
+    if "CERTIFICATE_VERIFY_FAILED" in details or "Hostname Verification" in details:
+        return "its certificate is not trusted, or names another host: check MILVUS_CA"
+    if "WRONG_VERSION_NUMBER" in details:
+        return "it does not speak TLS: unset MILVUS_TLS"
+    return None
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        path.read_bytes()
+    except OSError:
+        return False
+    return True

@@ -38,7 +38,7 @@ async def _fill(arguments: dict[str, Any]) -> None:
     vectors = np.load(arguments["vectors"], mmap_mode="r")
     photos = np.load(arguments["photos"])
     labels = np.load(arguments["labels"]).tolist()
-    catalog = await Catalog.open(folder)
+    catalog = await Catalog.open_sqlite(folder)
     store = await MilvusLite.open(folder)
     try:
         collection = await catalog.ensure_collection(
@@ -106,7 +106,7 @@ async def _reopen(arguments: dict[str, Any]) -> None:
     folder = Path(arguments["data_dir"])
     queries = np.load(arguments["queries"])
     begin = time.perf_counter()
-    catalog = await Catalog.open(folder)
+    catalog = await Catalog.open_sqlite(folder)
     store = await MilvusLite.open(folder)
     try:
         await _search(catalog, store, queries[:1])

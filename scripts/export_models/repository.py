@@ -6,6 +6,7 @@ NAME/config.pbtxt, NAME/configs/cpu.pbtxt, NAME/1/model.onnx.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -79,7 +80,13 @@ def export_model(
     differences = check_parity(module, model, spec, precision=precision)
     files = {MODEL_FILE: model}
     for placement, file in CONFIG_FILES.items():
-        text = config_text(name, spec, placement, source_sha256=source_sha256)
+        text = config_text(
+            name,
+            spec,
+            placement,
+            source_sha256=source_sha256,
+            model_sha256=hashlib.sha256(model).hexdigest(),
+        )
         files[file] = text.encode()
     try:
         folder = _replace_folder(repository, name, files)

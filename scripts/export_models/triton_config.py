@@ -29,6 +29,9 @@ TENSORRT_WORKSPACE_BYTES: Final = 1 << 30
 # Under /tmp, where Triton may write as whatever user it runs.
 TENSORRT_CACHE_PATH: Final = "/tmp/tensorrt"
 
+# As the service reads it: collections remember the embedder that filled them by it.
+SHA256_PARAMETER: Final = "sha256"
+
 _HEADER: Final = (
     "# Written by `python -m scripts.export_models`: exporting again overwrites changes.\n"
 )
@@ -47,7 +50,14 @@ class Placement(Enum):
     CPU = "cpu"
 
 
-def config_text(name: str, spec: ModelSpec, placement: Placement, *, source_sha256: str) -> str:
+def config_text(
+    name: str,
+    spec: ModelSpec,
+    placement: Placement,
+    *,
+    source_sha256: str,
+    model_sha256: str | None = None,
+) -> str:
     """The text of a ``config.pbtxt``.
 
     Args:
@@ -58,6 +68,8 @@ def config_text(name: str, spec: ModelSpec, placement: Placement, *, source_sha2
             and the ``.cfg`` of a detector that is not an official one. Hexadecimal. ONNX Runtime
             names a kept TensorRT engine after the graph's nodes, not after their values and sizes,
             and would run the old one after training.
+        model_sha256: of the ONNX file, which Triton tells its clients of in no other way; without
+            it, the config of a model that is still to be exported. Hexadecimal.
     """
     config = pb.ModelConfig(
         name=name,
@@ -82,6 +94,8 @@ def config_text(name: str, spec: ModelSpec, placement: Placement, *, source_sha2
     )
     for key, value in spec.parameters.items():
         config.parameters[key].string_value = value
+    if model_sha256 is not None:
+        config.parameters[SHA256_PARAMETER].string_value = model_sha256
     if placement is Placement.GPU:
         config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
         size = spec.input.dims[0]

@@ -1,1 +1,1 @@
-"""The real engines of production, started for tests on loopback and stopped by their process ids."""
+"""The real engines of production: started for tests, on loopback, and stopped by their ids."""

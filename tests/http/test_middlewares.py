@@ -50,6 +50,10 @@ async def _service_error(request: web.Request) -> web.Response:
     raise kind("what was wrong: naïve “value”")
 
 
+async def _engine_away(_request: web.Request) -> web.Response:
+    raise errors.EngineUnavailable("Milvus", "Milvus does not answer")
+
+
 @pytest.fixture
 async def client(aiohttp_client: AiohttpClient) -> Client:
     """An application with the middlewares in the order in which the service has them."""
@@ -68,6 +72,7 @@ async def client(aiohttp_client: AiohttpClient) -> Client:
     app.router.add_get("/moved", _moved)
     app.router.add_post("/large", _large)
     app.router.add_get("/error/{name}", _service_error)
+    app.router.add_get("/away", _engine_away)
     return await aiohttp_client(app)
 
 
@@ -82,6 +87,20 @@ async def test_an_error_of_ours_is_answered_with_its_status_and_message(
         assert answer.status == kind.status
         assert answer.content_type == "application/json"
         assert await answer.json() == {"status": False, "msg": "what was wrong: naïve “value”"}
+
+
+@pytest.mark.parametrize("path", ["/away", "/error/Unavailable"])
+async def test_what_is_not_available_says_when_to_try_again(client: Client, path: str) -> None:
+    async with client.get(path) as answer:
+        assert answer.status == 503
+        assert int(answer.headers["Retry-After"]) > 0
+
+
+async def test_an_error_that_repeating_does_not_mend_is_not_to_be_tried_again(
+    client: Client,
+) -> None:
+    async with client.get("/error/Conflict") as answer:
+        assert "Retry-After" not in answer.headers
 
 
 async def test_anything_unexpected_is_a_500_without_its_details(

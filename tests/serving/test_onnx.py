@@ -103,6 +103,15 @@ async def test_a_configuration_of_another_name_is_refused(
         await server.load("tiny")
 
 
+async def test_a_configuration_that_belongs_to_another_onnx_file_is_refused(
+    server: OnnxServer, tmp_path: Path
+) -> None:
+    config = config_text("tiny", [CROPS], [EMBEDDINGS], parameters={"sha256": "0" * 64})
+    write_model(tmp_path, "tiny", adding_model(), config)
+    with pytest.raises(ConfigurationError, match=r"not the ONNX file.* not 0{12}…; export"):
+        await server.load("tiny")
+
+
 @pytest.mark.parametrize(
     ("inputs", "outputs", "message"),
     [

@@ -1,79 +1,63 @@
-"""The catalog on SQLite: states, ids, and what is left when the process dies in between."""
+"""The catalog on SQLite and MySQL: states, ids, and what is left when a process dies in between."""
 
 import asyncio
 import os
+import re
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend.errors import ConfigurationError
+from backend.deadlines import deadline
+from backend.errors import ConfigurationError, EngineUnavailable, ServiceError
 from backend.storage.catalog import (
     Catalog,
-    Collection,
     Image,
-    ImageState,
     NewImage,
     NewObject,
     TouchedImage,
+    new_store,
     path_key,
 )
+from tests.storage.catalogs import (
+    CAT,
+    DOG,
+    OpenCatalog,
+    all_images,
+    catalogs,
+    ensure,
+    index,
+    new_photo,
+)
 
-EVERY_STATE: tuple[ImageState, ...] = ("pending", "indexed", "failed", "deleting")
-CAT = NewObject("cat", 0.75, (1.0, 2.0, 30.5, 40.25))
-DOG = NewObject("dog", 0.5, (0.0, 0.0, 8.0, 8.0))
+
+@pytest.fixture(params=["sqlite", "mysql"])
+def open_catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenCatalog]:
+    """Opens the test's own catalog, each time it is called."""
+    yield from catalogs(request, tmp_path)
 
 
 @pytest.fixture
-async def catalog(tmp_path: Path) -> AsyncIterator[Catalog]:
-    """An empty catalog in the test's own folder."""
-    opened = await Catalog.open(tmp_path)
+async def catalog(open_catalog: OpenCatalog) -> AsyncIterator[Catalog]:
+    """An empty catalog of the test's own."""
+    opened = await open_catalog()
     yield opened
     await opened.close()
 
 
-async def _ensure(catalog: Catalog, name: str = "photos") -> Collection:
-    collection = await catalog.ensure_collection(
-        name, embedder="tiny", embedder_sha256="ab" * 32, dim=8, metric="L2"
-    )
-    assert collection is not None
-    await catalog.finish_collection(collection.id)
-    ready = await catalog.collection(name)
-    assert ready is not None
-    return ready
-
-
-def _new(path: str, objects: Sequence[NewObject] = (CAT,), error: str | None = None) -> NewImage:
-    return NewImage(
-        path=path,
-        path_key=path_key(path),
-        sha256="cd" * 32,
-        size=1000,
-        mtime_ns=1_700_000_000_123_456_789,
-        width=640,
-        height=480,
-        objects=objects,
-        error=error,
-    )
-
-
-async def _index(
-    catalog: Catalog, collection: Collection, paths: Sequence[str], objects: Sequence[NewObject]
-) -> list[int]:
-    stored = await catalog.begin_images(collection.id, [_new(path, objects) for path in paths])
-    ids = [image.id for image in stored]
-    await catalog.finish_images(ids, {})
-    return ids
-
-
-async def _images(
-    catalog: Catalog, collection: Collection, states: Sequence[ImageState] = EVERY_STATE
-) -> list[Image]:
-    return [image async for page in catalog.images(collection.id, states) for image in page]
+@pytest.fixture
+async def on_sqlite(tmp_path: Path) -> AsyncIterator[Catalog]:
+    """An empty catalog in the test's own folder."""
+    opened = await Catalog.open_sqlite(tmp_path)
+    yield opened
+    await opened.close()
 
 
 # Collections
@@ -81,17 +65,17 @@ async def _images(
 
 async def test_a_collection_is_made_once_and_found_by_its_name_and_its_id(catalog: Catalog) -> None:
     assert await catalog.collection("photos") is None
-    made = await _ensure(catalog)
+    made = await ensure(catalog)
     assert (made.name, made.embedder, made.dim, made.metric) == ("photos", "tiny", 8, "L2")
     assert (made.embedder_sha256, made.state) == ("ab" * 32, "ready")
-    assert await _ensure(catalog) == made
+    assert await ensure(catalog) == made
     assert await catalog.collection("photos") == made
     assert await catalog.collection_by_id(made.id) == made
     assert await catalog.collection_by_id(made.id + 1) is None
 
 
 async def test_a_collection_keeps_the_embedder_that_made_it(catalog: Catalog) -> None:
-    made = await _ensure(catalog)
+    made = await ensure(catalog)
     again = await catalog.ensure_collection(
         "photos", embedder="other", embedder_sha256="ef" * 32, dim=16, metric="L2"
     )
@@ -99,13 +83,13 @@ async def test_a_collection_keeps_the_embedder_that_made_it(catalog: Catalog) ->
 
 
 async def test_names_of_collections_differ_by_case(catalog: Catalog) -> None:
-    small, large = await _ensure(catalog, "photos"), await _ensure(catalog, "Photos")
+    small, large = await ensure(catalog, "photos"), await ensure(catalog, "Photos")
     assert small.id != large.id
     assert await catalog.collections("ready") == [small, large]
 
 
 async def test_a_collection_that_is_being_dropped_is_not_seen_any_more(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
+    collection = await ensure(catalog)
     await catalog.begin_drop(collection.id)
     assert await catalog.collection("photos") is None
     assert await catalog.collections("ready") == []
@@ -120,15 +104,15 @@ async def test_a_collection_that_is_being_dropped_is_not_seen_any_more(catalog: 
 async def test_a_drop_takes_photos_objects_and_loads_and_nothing_of_other_collections(
     catalog: Catalog,
 ) -> None:
-    dropped, kept = await _ensure(catalog, "dropped"), await _ensure(catalog, "kept")
-    await _index(catalog, dropped, ["/a.jpg", "/b.jpg"], [CAT, DOG])
-    await _index(catalog, kept, ["/a.jpg"], [CAT])
+    dropped, kept = await ensure(catalog, "dropped"), await ensure(catalog, "kept")
+    await index(catalog, dropped, ["/a.jpg", "/b.jpg"], [CAT, DOG])
+    await index(catalog, kept, ["/a.jpg"], [CAT])
     await catalog.begin_load(dropped.id, "/", prune=False)
     load = await catalog.begin_load(kept.id, "/", prune=False)
     await catalog.begin_drop(dropped.id)
     await catalog.finish_drop(dropped.id)
     assert await catalog.collection_by_id(dropped.id) is None
-    assert await _images(catalog, dropped) == []
+    assert await all_images(catalog, dropped) == []
     assert await catalog.object_ids(dropped.id) == set()
     assert await catalog.count_images(kept.id) == 1
     assert len(await catalog.object_ids(kept.id)) == 1
@@ -138,38 +122,94 @@ async def test_a_drop_takes_photos_objects_and_loads_and_nothing_of_other_collec
 async def test_a_name_may_be_used_again_after_a_drop_and_gets_another_store(
     catalog: Catalog,
 ) -> None:
-    first = await _ensure(catalog)
+    first = await ensure(catalog)
     await catalog.begin_drop(first.id)
     await catalog.finish_drop(first.id)
-    second = await _ensure(catalog)
+    second = await ensure(catalog)
     assert second.id > first.id
     assert second.store != first.store
     assert second.store.startswith("photos_")
 
 
 async def test_dropping_twice_does_no_harm(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
+    collection = await ensure(catalog)
     for _ in range(2):
         await catalog.begin_drop(collection.id)
         await catalog.finish_drop(collection.id)
     assert await catalog.collections("ready") == []
 
 
+def test_no_two_stores_have_the_same_name() -> None:
+    names = {new_store("photos") for _ in range(1000)}
+    assert len(names) == 1000
+    assert all(re.fullmatch(r"photos_[0-9a-f]{12}", name) for name in names)
+
+
+async def test_new_vectors_are_turned_to_once_and_the_old_ones_stay_known(
+    catalog: Catalog,
+) -> None:
+    collection, other = await ensure(catalog), await ensure(catalog, "other")
+    assert collection.other_store is None
+    new: dict[str, Any] = {"embedder": "large", "embedder_sha256": "ef" * 32, "dim": 16}
+    assert not await catalog.replace_vectors(collection, store="new", **new)  # it was not begun
+    await catalog.begin_replacement(collection.id, "new")
+    assert not await catalog.replace_vectors(collection, store="newer", **new)
+    assert not await catalog.replace_vectors(other, store="new", **new)
+    assert await catalog.replace_vectors(collection, store="new", **new)
+    now = await catalog.collection("photos")
+    assert now is not None
+    assert (now.embedder, now.embedder_sha256, now.dim) == (*new.values(),)
+    assert (now.store, now.other_store) == ("new", collection.store)
+    await catalog.finish_replacement(collection.id, "another")
+    assert (await catalog.collection("photos")) == now
+    await catalog.finish_replacement(collection.id, collection.store)
+    now = await catalog.collection("photos")
+    assert now is not None
+    assert (now.store, now.other_store) == ("new", None)
+    assert await catalog.collection("other") == other
+
+
+async def test_a_collection_that_is_dropped_does_not_turn_to_new_vectors(catalog: Catalog) -> None:
+    collection = await ensure(catalog)
+    await catalog.begin_replacement(collection.id, "new")
+    await catalog.begin_drop(collection.id)
+    assert not await catalog.replace_vectors(
+        collection, store="new", embedder="e", embedder_sha256="", dim=4
+    )
+
+
+async def test_of_many_that_turn_to_new_vectors_one_succeeds(catalog: Catalog) -> None:
+    collection = await ensure(catalog)
+    await catalog.begin_replacement(collection.id, "new")
+    done = await asyncio.gather(
+        *(
+            catalog.replace_vectors(
+                collection, store="new", embedder=f"e{i}", embedder_sha256="", dim=i
+            )
+            for i in range(8)
+        )
+    )
+    assert sorted(done) == [False] * 7 + [True]
+    now = await catalog.collection("photos")
+    assert now is not None
+    assert now.embedder == f"e{done.index(True)}"
+
+
 # Photos: adding
 
 
 async def test_a_photo_is_pending_with_its_objects_until_it_is_finished(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
-    [stored] = await catalog.begin_images(collection.id, [_new("/a.jpg", [CAT, DOG])])
+    collection = await ensure(catalog)
+    [stored] = await catalog.begin_images(collection.id, [new_photo("/a.jpg", [CAT, DOG])])
     assert len(stored.object_ids) == 2
     assert not stored.replaced
-    [image] = await _images(catalog, collection)
+    [image] = await all_images(catalog, collection)
     assert image.state == "pending"
     assert await catalog.count_images(collection.id) == 0
     assert await catalog.count_images(collection.id, "pending") == 1
     assert await catalog.indexed_image([path_key("/a.jpg")]) is None
     await catalog.finish_images([stored.id], {})
-    [image] = await _images(catalog, collection)
+    [image] = await all_images(catalog, collection)
     assert image == Image(
         id=stored.id,
         collection_id=collection.id,
@@ -188,11 +228,16 @@ async def test_a_photo_is_pending_with_its_objects_until_it_is_finished(catalog:
 
 
 async def test_fresh_and_changed_photos_may_come_together_in_any_order(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
-    old_b, old_d = await _index(catalog, collection, ["/b", "/d"], [CAT, CAT, CAT])
+    collection = await ensure(catalog)
+    old_b, old_d = await index(catalog, collection, ["/b", "/d"], [CAT, CAT, CAT])
     old_objects = await catalog.object_ids(collection.id)
     several = [NewObject(f"label {i}", i / 10, (i, i, i + 1.0, i + 1.0)) for i in range(4)]
-    news = [_new("/a", several), _new("/b", [DOG]), _new("/c", []), _new("/d", several[:2])]
+    news = [
+        new_photo("/a", several),
+        new_photo("/b", [DOG]),
+        new_photo("/c", []),
+        new_photo("/d", several[:2]),
+    ]
     stored = await catalog.begin_images(collection.id, news)
     assert [image.replaced for image in stored] == [False, True, False, True]
     assert (stored[1].id, stored[3].id) == (old_b, old_d)
@@ -213,29 +258,31 @@ async def test_fresh_and_changed_photos_may_come_together_in_any_order(catalog: 
 async def test_a_changed_photo_takes_all_its_new_values_and_is_pending_again(
     catalog: Catalog,
 ) -> None:
-    collection = await _ensure(catalog)
-    await _index(catalog, collection, ["/a"], [CAT])
+    collection = await ensure(catalog)
+    await index(catalog, collection, ["/a"], [CAT])
     changed = NewImage("/a", path_key("/a"), "ef" * 32, 2000, 5, 10, 20)
     [stored] = await catalog.begin_images(collection.id, [changed])
-    [image] = await _images(catalog, collection)
+    [image] = await all_images(catalog, collection)
     assert (image.id, image.state) == (stored.id, "pending")
     assert (image.sha256, image.size, image.mtime_ns) == ("ef" * 32, 2000, 5)
     assert (image.width, image.height) == (10, 20)
 
 
 async def test_the_same_path_in_two_collections_is_two_photos(catalog: Catalog) -> None:
-    one, two = await _ensure(catalog, "one"), await _ensure(catalog, "two")
-    [first] = await _index(catalog, one, ["/a"], [CAT])
-    [second] = await _index(catalog, two, ["/a"], [CAT])
+    one, two = await ensure(catalog, "one"), await ensure(catalog, "two")
+    [first] = await index(catalog, one, ["/a"], [CAT])
+    [second] = await index(catalog, two, ["/a"], [CAT])
     assert first != second
     assert await catalog.count_images(one.id) == await catalog.count_images(two.id) == 1
 
 
 async def test_more_photos_than_one_query_holds_are_stored_in_order(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
+    collection = await ensure(catalog)
     paths = [f"/{number}" for number in range(1201)]
     for _ in range(2):  # the second time every one is a changed one
-        stored = await catalog.begin_images(collection.id, [_new(path, [CAT]) for path in paths])
+        stored = await catalog.begin_images(
+            collection.id, [new_photo(path, [CAT]) for path in paths]
+        )
         await catalog.finish_images([image.id for image in stored], {})
     assert all(image.replaced for image in stored)
     places = await catalog.places([image.object_ids[0] for image in stored])
@@ -248,40 +295,147 @@ async def test_more_photos_than_one_query_holds_are_stored_in_order(catalog: Cat
 async def test_a_failure_is_kept_with_its_reason_and_ends_with_the_next_success(
     catalog: Catalog,
 ) -> None:
-    collection = await _ensure(catalog)
-    [stored] = await catalog.begin_images(collection.id, [_new("/a", [], "the file is empty")])
+    collection = await ensure(catalog)
+    [stored] = await catalog.begin_images(collection.id, [new_photo("/a", [], "the file is empty")])
     await catalog.finish_images([], {stored.id: "the file is empty"})
-    [image] = await _images(catalog, collection, ["failed"])
+    [image] = await all_images(catalog, collection, ["failed"])
     assert image.error == "the file is empty"
     assert await catalog.count_images(collection.id) == 0
     assert await catalog.count_images(collection.id, "failed") == 1
     assert await catalog.indexed_image([path_key("/a")]) is None
-    await _index(catalog, collection, ["/a"], [CAT])
-    [image] = await _images(catalog, collection)
+    await index(catalog, collection, ["/a"], [CAT])
+    [image] = await all_images(catalog, collection)
     assert (image.state, image.error) == ("indexed", None)
 
 
-async def test_only_what_is_pending_can_be_finished(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
-    indexed, deleting = await _index(catalog, collection, ["/a", "/b"], [CAT])
+async def test_only_what_is_pending_can_be_finished_and_what_was_not_is_told(
+    catalog: Catalog,
+) -> None:
+    collection = await ensure(catalog)
+    indexed, deleting = await index(catalog, collection, ["/a", "/b"], [CAT])
     await catalog.begin_delete_images([deleting])
-    await catalog.finish_images([deleting], {indexed: "too late"})
-    states = {image.id: (image.state, image.error) for image in await _images(catalog, collection)}
+    undone = await catalog.finish_images([deleting, 10**9], {indexed: "too late"})
+    assert undone == [deleting, 10**9, indexed]
+    states = {
+        image.id: (image.state, image.error) for image in await all_images(catalog, collection)
+    }
     assert states == {indexed: ("indexed", None), deleting: ("deleting", None)}
+    assert await catalog.finish_images([indexed], {}) == []
+
+
+# Photos: undoing
+
+
+async def test_what_is_pending_can_be_undone_and_is_failed_without_objects_then(
+    catalog: Catalog,
+) -> None:
+    collection = await ensure(catalog)
+    [kept] = await index(catalog, collection, ["/kept"], [CAT])
+    pending = await catalog.begin_images(
+        collection.id, [new_photo(path, [CAT, DOG]) for path in ("/a", "/b")]
+    )
+    ids = [image.id for image in pending]
+    assert await catalog.claim_undo([*ids, kept, 10**9]) == ids
+    assert await catalog.claim_undo(ids) == ids
+    assert {image.state for image in await catalog.images_by_id(ids)} == {"undoing"}
+    await catalog.undo_images([*ids, kept], "broken off")
+    await catalog.undo_images(ids, "again")
+    assert [(image.state, image.error) for image in await catalog.images_by_id(ids)] == [
+        ("failed", "broken off")
+    ] * 2
+    assert await catalog.object_ids_of_images(ids) == []
+    assert await catalog.count_images(collection.id) == 1
+    assert len(await catalog.object_ids(collection.id)) == 1
+
+
+async def test_what_nobody_has_claimed_is_not_undone(catalog: Catalog) -> None:
+    collection = await ensure(catalog)
+    [stored] = await catalog.begin_images(collection.id, [new_photo("/a", [CAT, DOG])])
+    await catalog.undo_images([stored.id], "not claimed")
+    assert await catalog.object_ids_of_images([stored.id]) == stored.object_ids
+    assert await catalog.finish_images([stored.id], {}) == []
+    assert await catalog.claim_undo([stored.id]) == []
+    await catalog.undo_images([stored.id], "too late")
+    assert await catalog.object_ids(collection.id) == set(stored.object_ids)
+
+
+async def test_a_finish_that_comes_after_a_claim_is_told_and_does_nothing(
+    catalog: Catalog,
+) -> None:
+    collection = await ensure(catalog)
+    stored = await catalog.begin_images(
+        collection.id, [new_photo(path, [CAT]) for path in ("/undone", "/done", "/bad")]
+    )
+    undone, done, bad = (image.id for image in stored)
+    assert await catalog.claim_undo([undone]) == [undone]
+    assert await catalog.finish_images([undone, done], {bad: "bad"}) == [undone]
+    await catalog.undo_images([undone], "broken off")
+    assert await catalog.finish_images([undone], {}) == [undone]
+    states = {image.id: image.state for image in await all_images(catalog, collection)}
+    assert states == {undone: "failed", done: "indexed", bad: "failed"}
+
+
+async def test_a_finish_and_a_claim_at_the_same_time_agree_on_every_photo(
+    catalog: Catalog,
+) -> None:
+    collection = await ensure(catalog)
+    for number in range(10):
+        photos = [new_photo(f"/{number}/{i}", [CAT]) for i in range(10)]
+        ids = [image.id for image in await catalog.begin_images(collection.id, photos)]
+        late, claimed = await asyncio.gather(
+            catalog.finish_images(ids, {}), catalog.claim_undo(list(reversed(ids)))
+        )
+        assert sorted(late) == claimed
+        assert {image.id for image in await all_images(catalog, collection, ["undoing"])} == set(
+            claimed
+        )
+        await catalog.undo_images(claimed, "broken off")
+
+
+async def test_indexed_photos_can_be_made_failed_ones(catalog: Catalog) -> None:
+    collection = await ensure(catalog)
+    ids = await index(catalog, collection, [f"/{i}" for i in range(4)], [CAT, DOG])
+    [pending] = await catalog.begin_images(collection.id, [new_photo("/pending")])
+    await catalog.fail_photos([ids[0], pending.id, 10**9], "its file is gone")
+    assert [image.error for image in await all_images(catalog, collection, ["failed"])] == [
+        "its file is gone"
+    ]
+    assert await catalog.object_ids_of_images([ids[0]]) == []
+    assert len(await catalog.object_ids_of_images(ids)) == 6
+    assert await catalog.fail_images(collection.id, "its vectors are gone") == 3
+    assert await catalog.fail_images(collection.id, "its vectors are gone") == 0
+    assert await catalog.object_ids(collection.id) == set()
+    assert await catalog.count_images(collection.id, "pending") == 1
+    assert await catalog.object_ids_of_images([pending.id]) == pending.object_ids
+
+
+async def test_a_reason_of_any_length_and_any_characters_is_kept(catalog: Catalog) -> None:
+    collection = await ensure(catalog)
+    [stored] = await catalog.begin_images(collection.id, [new_photo("/a", [])])
+    reason = "\N{CAT FACE} /caf\udce9 " + "\N{PILE OF POO}" * 100_000
+    assert await catalog.finish_images([], {stored.id: reason}) == []
+    [image] = await all_images(catalog, collection)
+    assert image.error is not None
+    assert image.error.startswith("\N{CAT FACE} /caf\\udce9 \N{PILE OF POO}")
+    assert image.error.endswith("\N{PILE OF POO}…")
+    load = await catalog.begin_load(collection.id, "/", prune=False)
+    await catalog.end_load(load, "failed", {}, reason)
 
 
 async def test_a_photo_whose_bytes_are_the_same_gets_its_file_s_new_time(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
-    touched, other = await _index(catalog, collection, ["/a", "/b"], [CAT])
+    collection = await ensure(catalog)
+    touched, other = await index(catalog, collection, ["/a", "/b"], [CAT])
     objects = await catalog.object_ids(collection.id)
     await catalog.touch_images([TouchedImage(touched, 1000, 2**62)])
-    times = {image.id: image.mtime_ns for image in await _images(catalog, collection, ["indexed"])}
+    times = {
+        image.id: image.mtime_ns for image in await all_images(catalog, collection, ["indexed"])
+    }
     assert times == {touched: 2**62, other: 1_700_000_000_123_456_789}
     assert await catalog.object_ids(collection.id) == objects
 
 
 async def test_nothing_to_do_is_done(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
+    collection = await ensure(catalog)
     assert await catalog.begin_images(collection.id, []) == []
     await catalog.finish_images([], {})
     await catalog.begin_delete_images([])
@@ -289,23 +443,23 @@ async def test_nothing_to_do_is_done(catalog: Catalog) -> None:
     assert await catalog.images_by_key(collection.id, []) == {}
     assert await catalog.indexed_image([]) is None
     assert await catalog.places([]) == {}
-    assert await _images(catalog, collection) == []
+    assert await all_images(catalog, collection) == []
 
 
 async def test_touching_no_photo_does_nothing(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
-    await _index(catalog, collection, ["/a"], [CAT])
-    before = await _images(catalog, collection)
+    collection = await ensure(catalog)
+    await index(catalog, collection, ["/a"], [CAT])
+    before = await all_images(catalog, collection)
     await catalog.touch_images([])
-    assert await _images(catalog, collection) == before
+    assert await all_images(catalog, collection) == before
 
 
 # Photos: removing
 
 
 async def test_a_photo_that_is_being_deleted_is_not_found_any_more(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
-    gone, kept = await _index(catalog, collection, ["/a", "/b"], [CAT])
+    collection = await ensure(catalog)
+    gone, kept = await index(catalog, collection, ["/a", "/b"], [CAT])
     all_objects = await catalog.object_ids(collection.id)
     await catalog.begin_delete_images([gone])
     assert await catalog.indexed_image([path_key("/a")]) is None
@@ -314,16 +468,16 @@ async def test_a_photo_that_is_being_deleted_is_not_found_any_more(catalog: Cata
         kept
     }
     await catalog.finish_delete_images([gone])
-    assert [image.id for image in await _images(catalog, collection)] == [kept]
+    assert [image.id for image in await all_images(catalog, collection)] == [kept]
     assert len(await catalog.object_ids(collection.id)) == 1
 
 
 async def test_no_id_is_ever_used_twice(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
+    collection = await ensure(catalog)
     used_images: set[int] = set()
     used_objects: set[int] = set()
     for _ in range(4):
-        [image_id] = await _index(catalog, collection, ["/a"], [CAT, DOG])
+        [image_id] = await index(catalog, collection, ["/a"], [CAT, DOG])
         objects = await catalog.object_ids(collection.id)
         assert image_id not in used_images
         assert used_objects.isdisjoint(objects)
@@ -333,16 +487,16 @@ async def test_no_id_is_ever_used_twice(catalog: Catalog) -> None:
         await catalog.finish_delete_images([image_id])
 
 
-async def test_no_id_is_used_again_after_a_restart(tmp_path: Path) -> None:
-    catalog = await Catalog.open(tmp_path)
-    collection = await _ensure(catalog)
-    ids = await _index(catalog, collection, ["/a", "/b"], [CAT])
+async def test_no_id_is_used_again_after_a_restart(open_catalog: OpenCatalog) -> None:
+    catalog = await open_catalog()
+    collection = await ensure(catalog)
+    ids = await index(catalog, collection, ["/a", "/b"], [CAT])
     objects = await catalog.object_ids(collection.id)
     await catalog.begin_delete_images(ids)
     await catalog.finish_delete_images(ids)
     await catalog.close()
-    catalog = await Catalog.open(tmp_path)
-    [fresh] = await _index(catalog, collection, ["/a"], [CAT])
+    catalog = await open_catalog()
+    [fresh] = await index(catalog, collection, ["/a"], [CAT])
     [fresh_object] = await catalog.object_ids(collection.id)
     await catalog.close()
     assert fresh > max(ids)
@@ -350,41 +504,41 @@ async def test_no_id_is_used_again_after_a_restart(tmp_path: Path) -> None:
 
 
 async def test_deleting_many_and_deleting_twice_does_no_harm(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
-    ids = await _index(catalog, collection, [f"/{i}" for i in range(1100)], [CAT])
+    collection = await ensure(catalog)
+    ids = await index(catalog, collection, [f"/{i}" for i in range(1100)], [CAT])
     for _ in range(2):
         await catalog.begin_delete_images(ids[:-1])
         await catalog.finish_delete_images(ids[:-1])
-    assert [image.id for image in await _images(catalog, collection)] == ids[-1:]
+    assert [image.id for image in await all_images(catalog, collection)] == ids[-1:]
 
 
 # Reading
 
 
 async def test_photos_come_page_by_page_in_the_order_of_their_ids(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
-    ids = await _index(catalog, collection, [f"/{i}" for i in range(1050)], [])
+    collection = await ensure(catalog)
+    ids = await index(catalog, collection, [f"/{i}" for i in range(1050)], [])
     pages = [page async for page in catalog.images(collection.id, ["indexed"])]
     assert len(pages) > 2
     assert [image.id for page in pages for image in page] == sorted(ids)
 
 
 async def test_photos_may_be_deleted_while_they_are_paged_through(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
-    ids = await _index(catalog, collection, [f"/{i}" for i in range(1050)], [])
+    collection = await ensure(catalog)
+    ids = await index(catalog, collection, [f"/{i}" for i in range(1050)], [])
     seen: list[int] = []
     async for page in catalog.images(collection.id, ["indexed"]):
         seen += [image.id for image in page]
         await catalog.begin_delete_images([image.id for image in page])
         await catalog.finish_delete_images([image.id for image in page])
     assert seen == sorted(ids)
-    assert await _images(catalog, collection) == []
+    assert await all_images(catalog, collection) == []
 
 
 async def test_places_are_those_of_indexed_photos_alone(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
+    collection = await ensure(catalog)
     paths = ["/indexed", "/pending", "/failed", "/deleting"]
-    stored = await catalog.begin_images(collection.id, [_new(path, [CAT]) for path in paths])
+    stored = await catalog.begin_images(collection.id, [new_photo(path, [CAT]) for path in paths])
     objects = [object_id for image in stored for object_id in image.object_ids]
     await catalog.finish_images([stored[0].id, stored[3].id], {stored[2].id: "bad"})
     await catalog.begin_delete_images([stored[3].id])
@@ -397,8 +551,8 @@ async def test_places_are_those_of_indexed_photos_alone(catalog: Catalog) -> Non
 
 
 async def test_the_first_key_that_is_indexed_wins(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
-    await _index(catalog, collection, ["/a", "/b"], [])
+    collection = await ensure(catalog)
+    await index(catalog, collection, ["/a", "/b"], [])
     keys = [path_key(path) for path in ("/missing", "/b", "/a")]
     found = await catalog.indexed_image(keys)
     assert found is not None
@@ -406,13 +560,49 @@ async def test_the_first_key_that_is_indexed_wins(catalog: Catalog) -> None:
 
 
 async def test_a_photo_of_any_collection_is_found_by_its_key(catalog: Catalog) -> None:
-    one, two = await _ensure(catalog, "one"), await _ensure(catalog, "two")
-    [in_one] = await _index(catalog, one, ["/a"], [])
-    [in_two] = await _index(catalog, two, ["/a"], [])
+    one, two = await ensure(catalog, "one"), await ensure(catalog, "two")
+    [in_one] = await index(catalog, one, ["/a"], [])
+    [in_two] = await index(catalog, two, ["/a"], [])
     await catalog.begin_delete_images([in_one])
     found = await catalog.indexed_image([path_key("/a")])
     assert found is not None
     assert found.id == in_two
+
+
+async def test_the_objects_of_photos_come_in_their_order(catalog: Catalog) -> None:
+    collection = await ensure(catalog)
+    several = [NewObject(f"label {i}", i / 10, (i, i, i + 1, i + 1)) for i in range(4)]
+    ids = await index(catalog, collection, ["/a", "/b"], several)
+    [pending] = await catalog.begin_images(collection.id, [new_photo("/pending")])
+    found = await catalog.objects_of_images([ids[1], pending.id, ids[0]])
+    assert set(found) == set(ids)
+    for places in found.values():
+        assert [place.label for place in places] == [some.label for some in several]
+    assert {place.path for place in found[ids[0]]} == {"/a"}
+    assert set(await catalog.object_ids_of_images([pending.id, ids[0]])) == {
+        *pending.object_ids,
+        *(place.id for place in found[ids[0]]),
+    }
+
+
+async def test_photos_are_found_by_their_ids_in_any_state(catalog: Catalog) -> None:
+    collection = await ensure(catalog)
+    ids = await index(catalog, collection, [f"/{i}" for i in range(600)], [])
+    [pending] = await catalog.begin_images(collection.id, [new_photo("/pending")])
+    found = await catalog.images_by_id([*reversed(ids), pending.id, 10**9])
+    assert [image.id for image in found] == [*ids, pending.id]
+    assert (found[0].path, found[-1].state) == ("/0", "pending")
+
+
+async def test_numbers_come_back_as_they_were_put_in(catalog: Catalog) -> None:
+    collection = await ensure(catalog)
+    numbers = (0.1, 1 / 3, 2**53 - 1.0, 5e-324, 1.7976931348623157e308, 0.1 + 0.2, -0.0, 123456.789)
+    objects = [NewObject("x", number, (number, -number, number / 7, 1.0)) for number in numbers]
+    [image_id] = await index(catalog, collection, ["/a"], objects)
+    [places] = (await catalog.objects_of_images([image_id])).values()
+    assert [(place.score, place.box) for place in places] == [
+        (found.score, found.box) for found in objects
+    ]
 
 
 # Paths
@@ -434,17 +624,17 @@ async def test_a_photo_of_any_collection_is_found_by_its_key(catalog: Catalog) -
 async def test_paths_that_databases_like_to_confuse_are_two_photos(
     catalog: Catalog, one: str, other: str
 ) -> None:
-    collection = await _ensure(catalog)
-    await _index(catalog, collection, [one, other], [CAT])
-    assert [image.path for image in await _images(catalog, collection)] == [one, other]
+    collection = await ensure(catalog)
+    await index(catalog, collection, [one, other], [CAT])
+    assert [image.path for image in await all_images(catalog, collection)] == [one, other]
     known = await catalog.images_by_key(collection.id, [path_key(one), path_key(other)])
     assert {image.path for image in known.values()} == {one, other}
 
 
 async def test_a_path_as_long_as_a_file_system_allows_is_kept(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
+    collection = await ensure(catalog)
     path = "/" + "ü/" * 1300 + 'photo\'s "name"; -- %_\\.jpg'
-    await _index(catalog, collection, [path], [CAT])
+    await index(catalog, collection, [path], [CAT])
     found = await catalog.indexed_image([path_key(path)])
     assert found is not None
     assert found.path == path
@@ -467,7 +657,7 @@ def test_a_path_that_is_not_utf_8_has_a_key_of_its_bytes() -> None:
 async def test_a_path_that_is_not_utf_8_is_kept_escaped_under_the_key_of_its_bytes(
     catalog: Catalog,
 ) -> None:
-    collection = await _ensure(catalog)
+    collection = await ensure(catalog)
     latin = os.fsdecode(b"/caf\xe9.jpg")
     shown = "/caf\\xe9.jpg"
     new = NewImage(shown, path_key(latin), "", 1, 1, error="rename it")
@@ -480,12 +670,12 @@ async def test_a_path_that_is_not_utf_8_is_kept_escaped_under_the_key_of_its_byt
 async def test_a_photo_that_cannot_be_stored_takes_the_whole_batch_with_it(
     catalog: Catalog,
 ) -> None:
-    collection = await _ensure(catalog)
+    collection = await ensure(catalog)
     surrogate = os.fsdecode(b"/\xff.jpg")
     with pytest.raises(UnicodeEncodeError):
-        await catalog.begin_images(collection.id, [_new("/good"), _new(surrogate)])
-    assert await _images(catalog, collection) == []
-    await _index(catalog, collection, ["/good"], [CAT])
+        await catalog.begin_images(collection.id, [new_photo("/good"), new_photo(surrogate)])
+    assert await all_images(catalog, collection) == []
+    await index(catalog, collection, ["/good"], [CAT])
     assert await catalog.count_images(collection.id) == 1
 
 
@@ -493,7 +683,7 @@ async def test_a_photo_that_cannot_be_stored_takes_the_whole_batch_with_it(
 
 
 async def test_a_load_runs_until_it_is_ended(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
+    collection = await ensure(catalog)
     first = await catalog.begin_load(collection.id, "/photos/é", prune=False)
     second = await catalog.begin_load(collection.id, "/more", prune=True)
     rows = await catalog.running_loads()
@@ -508,29 +698,43 @@ async def test_a_load_runs_until_it_is_ended(catalog: Catalog) -> None:
     assert await catalog.running_loads() == []
 
 
-async def test_how_a_load_ended_is_kept(tmp_path: Path) -> None:
-    catalog = await Catalog.open(tmp_path)
-    collection = await _ensure(catalog)
+async def test_how_a_load_ended_is_kept(catalog: Catalog) -> None:
+    collection = await ensure(catalog)
     load = await catalog.begin_load(collection.id, "/", prune=False)
     await catalog.end_load(load, "failed", {"total": 3}, "the disk is full")
-    await catalog.close()
-    with sqlite3.connect(tmp_path / "catalog.db") as database:
-        [row] = database.execute("SELECT state, counts, error, finished_at FROM loads").fetchall()
-    database.close()
-    assert row[:3] == ("failed", '{"total": 3}', "the disk is full")
+    query = sa.text("SELECT state, counts, error, finished_at FROM loads")
+    async with catalog._database.engine.connect() as connection:
+        [row] = (await connection.execute(query)).all()
+    assert tuple(row)[:3] == ("failed", '{"total": 3}', "the disk is full")
     assert row[3]
+
+
+async def test_a_load_that_is_begun_twice_with_one_token_is_one_load(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = await ensure(catalog)
+    write = catalog._database.write
+
+    async def write_twice(transaction: Any) -> Any:
+        first = await write(transaction)
+        assert await write(transaction) == first
+        return first
+
+    monkeypatch.setattr(catalog._database, "write", write_twice)
+    load = await catalog.begin_load(collection.id, "/", prune=False)
+    assert [row.id for row in await catalog.running_loads()] == [load]
 
 
 # Many at once
 
 
 async def test_many_writers_at_once_lose_nothing(catalog: Catalog) -> None:
-    collections = await asyncio.gather(*(_ensure(catalog, f"c{i % 3}") for i in range(30)))
+    collections = await asyncio.gather(*(ensure(catalog, f"c{i % 3}") for i in range(30)))
     assert len({collection.id for collection in collections}) == 3
 
     async def write(number: int) -> list[int]:
         paths = [f"/{number}/{i}" for i in range(5)]
-        return await _index(catalog, collections[number], paths, [CAT, DOG])
+        return await index(catalog, collections[number], paths, [CAT, DOG])
 
     ids = [image_id for part in await asyncio.gather(*map(write, range(30))) for image_id in part]
     assert len(set(ids)) == 150
@@ -540,18 +744,19 @@ async def test_many_writers_at_once_lose_nothing(catalog: Catalog) -> None:
 
 
 async def test_many_writers_of_one_photo_leave_one_photo(catalog: Catalog) -> None:
-    collection = await _ensure(catalog)
-    ids = await asyncio.gather(*(_index(catalog, collection, ["/a"], [CAT]) for _ in range(20)))
+    collection = await ensure(catalog)
+    ids = await asyncio.gather(*(index(catalog, collection, ["/a"], [CAT]) for _ in range(20)))
     assert len({image_id for [image_id] in ids}) == 1
     assert await catalog.count_images(collection.id) == 1
     assert len(await catalog.object_ids(collection.id)) == 1
 
 
 async def test_readers_go_on_while_a_write_is_under_way_and_see_nothing_of_it(
-    catalog: Catalog, tmp_path: Path
+    on_sqlite: Catalog, tmp_path: Path
 ) -> None:
-    collection = await _ensure(catalog)
-    await _index(catalog, collection, ["/a"], [CAT])
+    catalog = on_sqlite
+    collection = await ensure(catalog)
+    await index(catalog, collection, ["/a"], [CAT])
     writer = sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)
     try:
         writer.execute("BEGIN IMMEDIATE")
@@ -568,20 +773,90 @@ async def test_readers_go_on_while_a_write_is_under_way_and_see_nothing_of_it(
     assert len(await catalog.running_loads()) == 1
 
 
+async def test_a_catalog_that_can_be_read_answers_a_ping(catalog: Catalog) -> None:
+    await catalog.ping()
+
+
+async def test_writing_goes_on_while_others_are_kept_out(catalog: Catalog) -> None:
+    async with catalog.exclusive():
+        collection = await ensure(catalog)
+        await index(catalog, collection, ["/a"], [CAT])
+    async with catalog.exclusive(timeout=1):
+        assert await catalog.count_images(collection.id) == 1
+
+
+async def test_a_fault_in_what_is_stored_is_no_outage(catalog: Catalog) -> None:
+    with pytest.raises(ServiceError, match="refused") as caught:
+        await catalog.begin_images(10**9, [new_photo("/of/no/collection")])
+    assert not isinstance(caught.value, EngineUnavailable)
+
+
+async def test_a_writer_of_another_process_that_does_not_end_is_an_outage(tmp_path: Path) -> None:
+    catalog = await Catalog.open_sqlite(tmp_path, timeout=1)
+    collection = await ensure(catalog)
+    writer = sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)
+    try:
+        writer.execute("BEGIN IMMEDIATE")
+        start = time.monotonic()
+        with pytest.raises(EngineUnavailable, match=r"SQLite \(DATA_DIR\) .*try again"):
+            await index(catalog, collection, ["/a"], [CAT])
+        assert time.monotonic() - start < 3
+        with pytest.raises(EngineUnavailable), deadline(0.1):
+            await index(catalog, collection, ["/a"], [CAT])
+    finally:
+        writer.close()
+    await index(catalog, collection, ["/a"], [CAT])
+    await catalog.close()
+
+
+async def test_a_full_disk_is_an_outage_and_loses_nothing(on_sqlite: Catalog) -> None:
+    collection = await ensure(on_sqlite)
+    await index(on_sqlite, collection, ["/a"], [CAT])
+    limits: list[int] = []
+
+    def limit(connection: Any, _record: object, _proxy: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA max_page_count = {limits[-1]}")
+        cursor.close()
+
+    sa.event.listen(on_sqlite._database.engine.sync_engine, "checkout", limit)
+    limits.append(1)  # SQLite takes it for the pages that there are
+    with pytest.raises(EngineUnavailable, match=r"SQLite \(DATA_DIR\) cannot at the moment"):
+        await index(on_sqlite, collection, [f"/{i}" for i in range(1000)], [CAT])
+    assert await on_sqlite.count_images(collection.id) == 1
+    limits.append(2**30)
+    await index(on_sqlite, collection, [f"/{i}" for i in range(1000)], [CAT])
+
+
+async def test_a_cancelled_write_is_not_done_and_blocks_nobody(catalog: Catalog) -> None:
+    collection = await ensure(catalog)
+    for delay in (0.0, 0.001, 0.002, 0.005, 0.01, 0.02):
+        photos = [new_photo(f"/{delay}/{i}", [CAT] * 4) for i in range(200)]
+        task = asyncio.create_task(catalog.begin_images(collection.id, photos))
+        await asyncio.sleep(delay)
+        if task.cancel():  # it has not ended yet
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        # All of it or nothing: the cancellation may have come after the commit.
+        keys = [photo.path_key for photo in photos]
+        assert len(await catalog.images_by_key(collection.id, keys)) in (0, 200)
+        await index(catalog, collection, [f"/{delay}/{i}" for i in range(200)], [CAT])
+
+
 # Files, restarts and crashes
 
 
-async def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
-    catalog = await Catalog.open(tmp_path)
-    collection = await _ensure(catalog)
-    ids = await _index(catalog, collection, ["/a", "/b"], [CAT, DOG])
+async def test_everything_is_there_after_reopening(open_catalog: OpenCatalog) -> None:
+    catalog = await open_catalog()
+    collection = await ensure(catalog)
+    ids = await index(catalog, collection, ["/a", "/b"], [CAT, DOG])
     objects = await catalog.object_ids(collection.id)
     load = await catalog.begin_load(collection.id, "/", prune=True)
     await catalog.close()
-    catalog = await Catalog.open(tmp_path)
+    catalog = await open_catalog()
     try:
         assert await catalog.collection("photos") == collection
-        assert [image.id for image in await _images(catalog, collection)] == ids
+        assert [image.id for image in await all_images(catalog, collection)] == ids
         assert await catalog.object_ids(collection.id) == objects
         assert [row.id for row in await catalog.running_loads()] == [load]
     finally:
@@ -589,38 +864,38 @@ async def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
 
 
 async def test_what_was_not_finished_is_still_pending_or_deleting_after_a_restart(
-    tmp_path: Path,
+    open_catalog: OpenCatalog,
 ) -> None:
-    catalog = await Catalog.open(tmp_path)
-    collection, dropping = await _ensure(catalog), await _ensure(catalog, "dropping")
-    [indexed, deleting] = await _index(catalog, collection, ["/indexed", "/deleting"], [CAT])
-    [pending] = await catalog.begin_images(collection.id, [_new("/pending")])
+    catalog = await open_catalog()
+    collection, dropping = await ensure(catalog), await ensure(catalog, "dropping")
+    [indexed, deleting] = await index(catalog, collection, ["/indexed", "/deleting"], [CAT])
+    [pending] = await catalog.begin_images(collection.id, [new_photo("/pending")])
     await catalog.begin_delete_images([deleting])
     await catalog.begin_drop(dropping.id)
     await catalog.close()
-    catalog = await Catalog.open(tmp_path)
+    catalog = await open_catalog()
     try:
-        states = {image.id: image.state for image in await _images(catalog, collection)}
+        states = {image.id: image.state for image in await all_images(catalog, collection)}
         assert states == {indexed: "indexed", deleting: "deleting", pending.id: "pending"}
         assert [row.id for row in await catalog.collections("deleting")] == [dropping.id]
         await catalog.finish_delete_images([pending.id, deleting])
         await catalog.finish_drop(dropping.id)
-        assert [image.id for image in await _images(catalog, collection)] == [indexed]
+        assert [image.id for image in await all_images(catalog, collection)] == [indexed]
         assert await catalog.collections("deleting") == []
     finally:
         await catalog.close()
 
 
 async def test_what_was_committed_survives_without_closing(tmp_path: Path) -> None:
-    catalog = await Catalog.open(tmp_path)
-    collection = await _ensure(catalog)
-    await _index(catalog, collection, ["/a"], [CAT])
+    catalog = await Catalog.open_sqlite(tmp_path)
+    collection = await ensure(catalog)
+    await index(catalog, collection, ["/a"], [CAT])
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in tmp_path.glob("catalog.db*"):  # as a crash would leave them, the log unmerged
         (copy / file.name).write_bytes(file.read_bytes())
     await catalog.close()
-    survivor = await Catalog.open(copy)
+    survivor = await Catalog.open_sqlite(copy)
     try:
         assert await survivor.count_images(collection.id) == 1
     finally:
@@ -635,7 +910,7 @@ async def test_what_was_committed_survives_without_closing(tmp_path: Path) -> No
 async def test_a_damaged_file_is_refused_by_its_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "catalog.db").write_bytes(content)
     with pytest.raises(ConfigurationError, match=r"catalog\.db cannot be opened: \S+"):
-        await Catalog.open(tmp_path)
+        await Catalog.open_sqlite(tmp_path)
 
 
 async def test_a_file_that_cannot_be_opened_is_refused_by_its_name(tmp_path: Path) -> None:
@@ -643,7 +918,7 @@ async def test_a_file_that_cannot_be_opened_is_refused_by_its_name(tmp_path: Pat
     (tmp_path / "catalog.db").mkdir()
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(ConfigurationError, match=r"catalog\.db cannot be opened: \S+"):
-            await Catalog.open(folder)
+            await Catalog.open_sqlite(folder)
     # The driver's thread ends after its error, and must find the event loop still open.
     for thread in set(threading.enumerate()) - before:
         if not thread.name.startswith("asyncio"):  # a pool's own would be joined by itself
@@ -651,10 +926,11 @@ async def test_a_file_that_cannot_be_opened_is_refused_by_its_name(tmp_path: Pat
 
 
 async def test_an_acknowledged_write_is_on_the_disk_not_in_a_buffer(
-    catalog: Catalog, tmp_path: Path
+    on_sqlite: Catalog, tmp_path: Path
 ) -> None:
-    await _ensure(catalog)
-    async with catalog._read() as connection:
+    catalog = on_sqlite
+    await ensure(catalog)
+    async with catalog._database.engine.connect() as connection:
         mode = (await connection.exec_driver_sql("PRAGMA journal_mode")).scalar_one()
         synchronous = (await connection.exec_driver_sql("PRAGMA synchronous")).scalar_one()
         foreign_keys = (await connection.exec_driver_sql("PRAGMA foreign_keys")).scalar_one()

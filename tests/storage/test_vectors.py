@@ -1,45 +1,60 @@
-"""Milvus Lite, really: the process, the file, and what it answers."""
+"""What both engines do alike: Milvus Lite and a Milvus server, really."""
 
 import asyncio
-import sys
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import numpy as np
 import pytest
 import pytest_asyncio
 from numpy.typing import NDArray
 
-from backend.errors import ConfigurationError, Unavailable
-from backend.storage.vectors import MAX_HITS, MilvusLite, ObjectVector
+from backend.errors import EngineUnavailable, ServiceError
+from backend.storage.vectors import (
+    MAX_HITS,
+    MilvusLite,
+    MilvusOptions,
+    MilvusServer,
+    ObjectVector,
+)
+from tests.engines.milvus import MilvusProcess
+
+Engine = MilvusLite | MilvusServer
 
 DIMENSION = 8
 STORE = "photos_1"
 
 
-# Its process takes a second to start: the tests share one, one after the other.
+# They take seconds to start: the tests share one of each, one after the other.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the shared database."""
-    return tmp_path_factory.mktemp("vectors")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def vectors(folder: Path) -> AsyncIterator[MilvusLite]:
-    """The shared database."""
-    opened = await MilvusLite.open(folder)
-    yield opened
-    await opened.close()
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["lite", "server"])
+async def vectors(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Engine]:
+    """The shared engine."""
+    folder = tmp_path_factory.mktemp("vectors")
+    if request.param == "lite":
+        lite = await MilvusLite.open(folder)
+        yield lite
+        await lite.close()
+        return
+    # What is strongly consistent waits for a tick, every 200 ms by default.
+    process = MilvusProcess(folder / "milvus", options={"proxy.timeTickInterval": "20"})
+    try:
+        process.start()
+        server = await MilvusServer.open(MilvusOptions(process.host, process.port))
+        yield server
+        await server.close()
+    finally:
+        process.remove()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def store(vectors: MilvusLite) -> str:
-    """An empty collection; emptied, not made anew, since making one takes half a second."""
+async def store(vectors: Engine) -> str:
+    """An empty collection; emptied, not made anew, since making one takes up to three seconds."""
     await vectors.create(STORE, DIMENSION)
-    await vectors._client.delete(STORE, filter="id >= 0")
+    await vectors._delete(STORE, "id >= 0")
     return STORE
 
 
@@ -61,14 +76,14 @@ def _rows(
 
 
 async def _found(
-    vectors: MilvusLite, store: str, unit: NDArray[np.float32], limit: int = 10
+    vectors: Engine, store: str, unit: NDArray[np.float32], limit: int = 10
 ) -> list[int]:
     [hits] = await vectors.search(store, unit[np.newaxis], limit)
     return [hit.object_id for hit in hits]
 
 
 async def test_the_nearest_rows_come_first_with_their_squared_distances(
-    vectors: MilvusLite,
+    vectors: Engine,
     store: str,
 ) -> None:
     units, queries = _unit(300), _unit(5, seed=1)
@@ -85,7 +100,7 @@ async def test_the_nearest_rows_come_first_with_their_squared_distances(
 
 
 async def test_the_same_vector_is_at_distance_0_and_its_opposite_at_4(
-    vectors: MilvusLite, store: str
+    vectors: Engine, store: str
 ) -> None:
     [unit] = _unit(1)
     await vectors.upsert(store, _rows(np.stack([unit, -unit])))
@@ -95,14 +110,14 @@ async def test_the_same_vector_is_at_distance_0_and_its_opposite_at_4(
 
 
 async def test_a_collection_may_be_made_again_and_keeps_its_rows(
-    vectors: MilvusLite, store: str
+    vectors: Engine, store: str
 ) -> None:
     await vectors.upsert(store, _rows(_unit(3)))
     await vectors.create(store, DIMENSION)
     assert await vectors.ids(store) == {1, 2, 3}
 
 
-async def test_rows_of_the_same_id_are_replaced(vectors: MilvusLite, store: str) -> None:
+async def test_rows_of_the_same_id_are_replaced(vectors: Engine, store: str) -> None:
     old, new = _unit(1), _unit(1, seed=9)
     await vectors.upsert(store, [ObjectVector(7, 1, "cat", 0.5, old[0])])
     await vectors.upsert(store, [ObjectVector(7, 2, "dog", 0.6, new[0])])
@@ -113,20 +128,19 @@ async def test_rows_of_the_same_id_are_replaced(vectors: MilvusLite, store: str)
 
 
 async def test_what_is_written_is_found_and_what_is_deleted_is_not_at_once(
-    vectors: MilvusLite,
-    store: str,
+    vectors: Engine, store: str
 ) -> None:
-    for index, unit in enumerate(_unit(20)):
+    for index, unit in enumerate(_unit(200)):
         row = ObjectVector(index + 1, index + 1, "cat", 0.5, unit)
         await vectors.upsert(store, [row])
         assert await _found(vectors, store, unit, 1) == [row.id]
-        if index % 2:
+        if index % 5 == 0:
             await vectors.delete_images(store, [row.image_id])
             assert row.id not in await _found(vectors, store, unit)
 
 
 async def test_no_rows_to_write_and_no_images_to_delete_do_nothing(
-    vectors: MilvusLite, store: str
+    vectors: Engine, store: str
 ) -> None:
     await vectors.upsert(store, _rows(_unit(2)))
     await vectors.upsert(store, [])
@@ -135,7 +149,7 @@ async def test_no_rows_to_write_and_no_images_to_delete_do_nothing(
 
 
 async def test_an_empty_collection_answers_every_query_with_nothing(
-    vectors: MilvusLite, store: str
+    vectors: Engine, store: str
 ) -> None:
     assert await vectors.search(store, _unit(3), 10) == [[], [], []]
     assert await vectors.ids(store) == set()
@@ -144,9 +158,7 @@ async def test_an_empty_collection_answers_every_query_with_nothing(
 # Deleting
 
 
-async def test_all_rows_of_an_image_are_deleted_and_no_others(
-    vectors: MilvusLite, store: str
-) -> None:
+async def test_all_rows_of_an_image_are_deleted_and_no_others(vectors: Engine, store: str) -> None:
     rows = _rows(_unit(12), per_image=3)
     await vectors.upsert(store, rows)
     gone = {rows[0].image_id, rows[5].image_id}
@@ -155,7 +167,7 @@ async def test_all_rows_of_an_image_are_deleted_and_no_others(
 
 
 async def test_objects_to_keep_survive_the_deletion_of_their_images(
-    vectors: MilvusLite, store: str
+    vectors: Engine, store: str
 ) -> None:
     rows = [ObjectVector(i, 1 + i % 2, "cat", 0.5, unit) for i, unit in enumerate(_unit(10), 1)]
     await vectors.upsert(store, rows)
@@ -164,7 +176,7 @@ async def test_objects_to_keep_survive_the_deletion_of_their_images(
 
 
 async def test_deleting_is_repeatable_and_takes_images_that_are_not_there(
-    vectors: MilvusLite,
+    vectors: Engine,
     store: str,
 ) -> None:
     rows = _rows(_unit(4), per_image=1)
@@ -174,9 +186,7 @@ async def test_deleting_is_repeatable_and_takes_images_that_are_not_there(
     assert await vectors.ids(store) == {2, 3, 4}
 
 
-async def test_more_images_than_one_request_names_are_deleted(
-    vectors: MilvusLite, store: str
-) -> None:
+async def test_more_images_than_one_request_names_are_deleted(vectors: Engine, store: str) -> None:
     rows = [ObjectVector(i, i, "cat", 0.5, unit) for i, unit in enumerate(_unit(2500), 1)]
     await vectors.upsert(store, rows)
     keep = list(range(2, 2500, 2))
@@ -184,11 +194,29 @@ async def test_more_images_than_one_request_names_are_deleted(
     assert await vectors.ids(store) == {*keep, 2500}
 
 
+async def test_the_ids_are_all_there_however_far_apart_they_are(
+    vectors: Engine, store: str
+) -> None:
+    ids = {1, 2, 16_383, 16_384, 16_385, 10**5, 10**6 - 1, 10**6, 10**9, 10**12}
+    ids |= set(range(5 * 10**6, 5 * 10**6 + 2000))
+    [unit] = _unit(1)
+    await vectors.upsert(store, [ObjectVector(id_, 1, "cat", 0.5, unit) for id_ in sorted(ids)])
+    async with asyncio.timeout(10):
+        assert await vectors.ids(store) == ids
+
+
+async def test_rows_are_deleted_by_their_ids(vectors: Engine, store: str) -> None:
+    await vectors.upsert(store, _rows(_unit(6)))
+    await vectors.delete(store, [2, 3, 424_242])
+    await vectors.delete(store, [])
+    assert await vectors.ids(store) == {1, 4, 5, 6}
+
+
 # Many rows
 
 
 async def test_ids_are_complete_over_gaps_and_beyond_what_one_query_returns(
-    vectors: MilvusLite,
+    vectors: Engine,
     store: str,
 ) -> None:
     [unit] = _unit(1)
@@ -211,12 +239,12 @@ async def test_ids_are_complete_over_gaps_and_beyond_what_one_query_returns(
 
 @pytest.mark.parametrize("label", ["é" * 200, "漢" * 200, "\N{CAT FACE}" * 200, "a'\"\\;]", ""])
 async def test_any_label_that_the_catalog_takes_is_taken(
-    vectors: MilvusLite, store: str, label: str
+    vectors: Engine, store: str, label: str
 ) -> None:
     unit = _unit(1)
     await vectors.upsert(store, _rows(unit, label=label))
     assert await _found(vectors, store, unit[0]) == [1]
-    stored = await vectors._client.query(store, filter="id >= 0", output_fields=["label"])
+    stored = await vectors._ask("query", store, expr="id >= 0", output_fields=["label"], limit=9)
     assert [row["label"] for row in stored] == [label]
 
 
@@ -224,7 +252,7 @@ async def test_any_label_that_the_catalog_takes_is_taken(
 
 
 async def test_a_drop_takes_one_collection_and_another_may_take_its_name(
-    vectors: MilvusLite, store: str
+    vectors: Engine, store: str
 ) -> None:
     await vectors.upsert(store, _rows(_unit(2)))
     await vectors.create("dropped_2", 4)
@@ -239,77 +267,45 @@ async def test_a_drop_takes_one_collection_and_another_may_take_its_name(
     await vectors.drop("dropped_2")
 
 
-async def test_dropping_what_was_never_made_is_fine(vectors: MilvusLite, store: str) -> None:
+async def test_dropping_what_was_never_made_is_fine(vectors: Engine, store: str) -> None:
     await vectors.upsert(store, _rows(_unit(1)))
     await vectors.drop("never_made")
     assert await vectors.ids(store) == {1}
 
 
-async def test_an_error_of_the_engine_is_told_without_its_details(vectors: MilvusLite) -> None:
-    with pytest.raises(Unavailable, match="restart the service, which loses nothing") as refused:
-        await vectors.search("never_made", _unit(1), 10)
+# Errors
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda vectors: vectors.search("never_made", _unit(1), 10),
+        lambda vectors: vectors.upsert("never_made", _rows(_unit(1))),
+        lambda vectors: vectors.delete_images("never_made", [1]),
+        lambda vectors: vectors.delete("never_made", [1]),
+        lambda vectors: vectors.ids("never_made"),
+    ],
+)
+async def test_a_collection_that_is_gone_is_named_as_the_cause(
+    vectors: Engine, call: Callable[[Engine], Awaitable[object]]
+) -> None:
+    with pytest.raises(EngineUnavailable, match="has lost the vectors") as refused:
+        await call(vectors)
     assert "never_made" not in str(refused.value)
 
 
-# The file
-
-
-async def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
-    units = _unit(50)
-    first = await MilvusLite.open(tmp_path)
-    await first.create(STORE, DIMENSION)
-    await first.upsert(STORE, _rows(units))
-    await first.delete_images(STORE, [_rows(units)[0].image_id])
-    before = await _answers(first, units)
-    await first.close()
-    second = await MilvusLite.open(tmp_path)
-    try:
-        await second.create(STORE, DIMENSION)
-        assert await _answers(second, units) == before
-        await second.upsert(STORE, _rows(_unit(1, seed=3), first=51))
-        assert 51 in await second.ids(STORE)
-    finally:
-        await second.close()
-
-
-async def _answers(
-    vectors: MilvusLite, units: NDArray[np.float32]
-) -> tuple[set[int], Sequence[Sequence[int]]]:
-    answers = await vectors.search(STORE, units[:5], 10)
-    return await vectors.ids(STORE), [[hit.object_id for hit in hits] for hits in answers]
-
-
-async def test_a_second_process_is_refused_however_often_it_tries(
-    vectors: MilvusLite, store: str, folder: Path
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda vectors: vectors.search(STORE, _unit(1), MAX_HITS + 1),
+        lambda vectors: vectors.upsert(STORE, _rows(_unit(1, dimension=DIMENSION + 1))),
+        lambda vectors: vectors._delete(STORE, "no such field ="),
+    ],
+    ids=["too many hits", "another dimension", "no expression"],
+)
+async def test_what_will_never_work_is_told_apart_from_what_may_be_tried_again(
+    vectors: Engine, store: str, call: Callable[[Engine], Awaitable[object]]
 ) -> None:
-    await vectors.upsert(store, _rows(_unit(2)))
-    script = """
-import asyncio, sys
-from pathlib import Path
-from backend.errors import ConfigurationError
-from backend.storage.vectors import MilvusLite
-try:
-    asyncio.run(MilvusLite.open(Path(sys.argv[1])))
-    print("opened")
-except ConfigurationError as error:
-    print(error)
-"""
-    for _ in range(2):
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "ignore", "-c", script, str(folder)),
-            stdout=asyncio.subprocess.PIPE,
-        )
-        output, _ = await process.communicate()
-        assert "vectors.db: another process has it open" in output.decode()
-    assert await vectors.ids(store) == {1, 2}
-
-
-async def test_a_damaged_file_is_refused_by_its_name(tmp_path: Path) -> None:
-    (tmp_path / "vectors.db").write_bytes(b"this is no database" * 500)
-    with pytest.raises(ConfigurationError, match=r"vectors\.db.*damaged"):
-        await MilvusLite.open(tmp_path)
-
-
-async def test_a_folder_that_does_not_exist_is_refused_by_its_name(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"missing/vectors\.db"):
-        await MilvusLite.open(tmp_path / "missing")
+    with pytest.raises(ServiceError, match="refuses") as refused:
+        await call(vectors)
+    assert not isinstance(refused.value, EngineUnavailable)

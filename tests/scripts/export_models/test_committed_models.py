@@ -14,6 +14,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from scripts.export_models.download import file_sha256
 from scripts.export_models.formats import Precision
 from scripts.export_models.onnx_file import TOLERANCES, check_parity, differences, scenes
 from scripts.export_models.repository import CONFIG_FILES
@@ -83,7 +84,13 @@ def test_no_other_model_gets_into_git() -> None:
 def test_the_configs_are_what_the_exporter_writes(name: str) -> None:
     """An edit by hand would be lost with the next export, and with it whatever it was for."""
     for placement, file in CONFIG_FILES.items():
-        text = config_text(name, SPECS[name], placement, source_sha256=SOURCES[name])
+        text = config_text(
+            name,
+            SPECS[name],
+            placement,
+            source_sha256=SOURCES[name],
+            model_sha256=file_sha256(model_path(name)),
+        )
         assert (REPOSITORY / name / file).read_text(encoding="utf-8") == text
 
 

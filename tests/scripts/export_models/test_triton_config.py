@@ -84,6 +84,16 @@ def test_the_service_reads_how_crops_are_cut(tmp_path: Path, geometry: str, marg
         assert (embedder.crop_geometry, embedder.crop_margin) == (geometry, margin)
 
 
+@pytest.mark.parametrize("placement", Placement)
+def test_the_service_reads_which_onnx_file_a_config_belongs_to(placement: Placement) -> None:
+    digest = "0123456789abcdef" * 4
+    text = config_text(
+        "some-model", EMBEDDER, placement, source_sha256="0" * 64, model_sha256=digest
+    )
+    config = text_format.Parse(text, pb.ModelConfig())
+    assert models.spec_of(config, sha256="").parameters == {models.SHA256_PARAMETER: digest}
+
+
 def test_production_runs_on_a_gpu_with_tensorrt_in_fp16() -> None:
     config = parsed(DETECTOR, Placement.GPU, source_sha256="0123456789abcdef" * 4)
     assert [group.kind for group in config.instance_group] == [pb.ModelInstanceGroup.KIND_GPU]

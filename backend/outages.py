@@ -1,0 +1,87 @@
+"""Waiting for engines that do not answer, once for everybody who waits."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+
+from backend.deadlines import no_deadline
+from backend.errors import EngineUnavailable
+from backend.readiness import Readiness
+
+__all__ = ["Outages"]
+
+_log = structlog.get_logger(__name__)
+
+_FIRST_DELAY_SECONDS: Final = 0.25
+_LONGEST_DELAY_SECONDS: Final = 3.0
+
+
+class Outages:
+    """Begins an outage when an engine has failed somebody, and ends it when all engines work.
+
+    Before it ends, what the failure has left half done is mended; whoever waits then goes on. All
+    engines are probed, since one that is back is of no use while another is away.
+
+    Attributes:
+        engines: those that are waited for at the moment.
+    """
+
+    def __init__(self, readiness: Readiness, mend: Callable[[], Awaitable[None]]) -> None:
+        self.engines: tuple[str, ...] = ()
+        self._readiness = readiness
+        self._mend = mend
+        self._task: asyncio.Task[None] | None = None
+        self._failed_again = False
+
+    def begin(self, trouble: EngineUnavailable) -> "asyncio.Task[None]":
+        """Begins an outage, or joins the one that there is; the task ends with it."""
+        self._failed_again = True
+        if self._task is None or self._task.done():
+            self.engines = (trouble.engine,)
+            _log.warning("outage.began", engine=trouble.engine, reason=str(trouble))
+            with no_deadline():
+                self._task = asyncio.create_task(self._run(), name="outage")
+        return self._task
+
+    async def over(self, trouble: EngineUnavailable) -> None:
+        """Returns when every engine works and what was half done is mended."""
+        # Shielded: one who waits no longer takes nobody else's wait along.
+        await asyncio.shield(self.begin(trouble))
+
+    async def close(self) -> None:
+        """Gives up waiting; the next start mends."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        delay = _FIRST_DELAY_SECONDS
+        while True:
+            # Not all services that share an engine should come back to it in the same moment.
+            await asyncio.sleep(delay * random.uniform(0.5, 1))
+            delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
+            states = await self._readiness.check()
+            away = tuple(state.engine for state in states if not state.is_ready)
+            if away:
+                if away != self.engines:
+                    _log.warning("outage.waiting", engines=",".join(away))
+                self.engines = away
+                continue
+            self._failed_again = False
+            try:
+                await self._mend()
+            except EngineUnavailable as trouble:
+                self.engines = (trouble.engine,)
+                continue
+            except Exception:
+                # Whoever waits shall find out for himself; the next start mends.
+                _log.exception("outage.not_mended")
+            if not self._failed_again:
+                break
+        self.engines = ()
+        _log.info("outage.ended", seconds=round(loop.time() - start, 1))

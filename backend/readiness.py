@@ -1,0 +1,101 @@
+"""Whether every engine really does its work, found out by giving it some.
+
+A server that answers a health check may still have lost the process that runs a model, or the
+segments of a collection: only an inference, a search and a query tell.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import structlog
+
+from backend.analysis import PhotoAnalyzer
+from backend.deadlines import deadline
+from backend.errors import EngineUnavailable, ServiceError
+from backend.storage.catalog import Catalog
+from backend.storage.vectors import VectorStore
+
+__all__ = ["EngineState", "Readiness"]
+
+_log = structlog.get_logger(__name__)
+
+_PROBE_SECONDS: Final = 5.0
+"""Well above what a busy engine takes, and short enough for whoever waits for the answer."""
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """What a probe has found: the milliseconds that it took, or the reason why it failed."""
+
+    engine: str
+    milliseconds: float
+    problem: str | None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the engine has done what it was asked."""
+        return self.problem is None
+
+
+class Readiness:
+    """Probes the engines; many probes may be in flight together."""
+
+    def __init__(self, catalog: Catalog, vectors: VectorStore, analyzer: PhotoAnalyzer) -> None:
+        self._catalog = catalog
+        self._vectors = vectors
+        self._analyzer = analyzer
+
+    async def check(self) -> list[EngineState]:
+        """Each engine's state, after an inference, a vector search and a query."""
+        return list(
+            await asyncio.gather(
+                _probe(self._analyzer.engine_name, self._infer),
+                _probe(self._vectors.engine_name, self._search),
+                _probe(self._catalog.engine_name, self._catalog.ping),
+            )
+        )
+
+    async def _infer(self) -> None:
+        detector, embedder = self._analyzer.detector, self._analyzer.embedder
+        image = np.zeros((1, detector.size, detector.size, 3), np.uint8)
+        crop = np.zeros((1, embedder.size, embedder.size, 3), np.uint8)
+        await asyncio.gather(detector.detect(image), embedder.embed(crop))
+
+    async def _search(self) -> None:
+        collections = []
+        with contextlib.suppress(EngineUnavailable):  # the catalog's own probe tells
+            collections = await self._catalog.collections("ready")
+        if not collections:
+            await self._vectors.exists("readiness")
+            return
+        collection = collections[0]
+        try:
+            await self._vectors.search(
+                collection.store, np.eye(1, collection.dim, dtype=np.float32), limit=1
+            )
+        except EngineUnavailable:
+            now = await self._catalog.collection_by_id(collection.id)
+            if now is not None and now.state == "ready":
+                raise  # else it was dropped under the search
+
+
+async def _probe(engine: str, work: Callable[[], Awaitable[object]]) -> EngineState:
+    start = time.perf_counter()
+    problem: str | None = None
+    try:
+        with deadline(_PROBE_SECONDS):
+            async with asyncio.timeout(_PROBE_SECONDS):
+                await work()
+    except TimeoutError:
+        problem = f"{engine} has not answered within {_PROBE_SECONDS:g} s"
+    except ServiceError as error:
+        problem = str(error)
+    except Exception as error:
+        _log.exception("readiness.probe_broke", engine=engine)
+        problem = f"{engine}: {type(error).__name__}"
+    return EngineState(engine, round((time.perf_counter() - start) * 1000, 1), problem)

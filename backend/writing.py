@@ -1,0 +1,398 @@
+"""What is written to the catalog and to the vector store together, and how it stays the same.
+
+The order of writes makes every moment safe to die at, for this process and for each engine.
+Adding: (1) the photo's row `pending` with its objects, in one transaction; (2) the vectors; (3) the
+row `indexed`. Removing: `deleting`, the vectors, the rows. What was broken off in between is mended
+at the next start, or, where an engine was away, as soon as it is back: what is `pending` is undone
+and counts as failed, until the load that brought it, or its uploader, tries again; what is
+`deleting` is finished.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar, TypeVarTuple
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from backend.analysis import PhotoAnalyzer
+from backend.deadlines import acquire
+from backend.errors import Conflict, EngineUnavailable
+from backend.outages import Outages
+from backend.readiness import Readiness
+from backend.storage.catalog import (
+    Catalog,
+    Collection,
+    CollectionState,
+    Image,
+    LoadState,
+    NewImage,
+)
+from backend.storage.vectors import ObjectVector, VectorStore
+from backend.uploads import UploadFolder
+
+__all__ = ["PhotoWriter", "PreparedPhoto"]
+
+_log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+
+_BROKEN_OFF: Final = "indexing it was broken off: load its folder, or upload it, again"
+_VECTORS_GONE: Final = "its vectors are gone: load its folder, or upload it, again"
+_SETTLE_SECONDS: Final = 1.0
+"""A write that an engine had received when its answer came too late may be done after all, when
+the engine is back: then it is done by now."""
+_UNFINISHED: Final[tuple[CollectionState, ...]] = ("deleting", "creating")
+
+
+@dataclass(frozen=True)
+class PreparedPhoto:
+    """A photo that is ready to be written, with the embeddings of its objects, float32 [N, D]."""
+
+    image: NewImage
+    embeddings: NDArray[np.float32]
+
+
+class PhotoWriter:
+    """Writes photos into the catalog and the vector store, and takes them out again.
+
+    Every method may be repeated without harm, and ends what it has begun: a cancellation comes
+    after it. Each raises EngineUnavailable where an engine does not answer; an outage then runs
+    (`outages`), at whose end the catalog and the vector store are the same again.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        vectors: VectorStore,
+        analyzer: PhotoAnalyzer,
+        uploads: UploadFolder,
+        *,
+        metric: str,
+    ) -> None:
+        self.outages = Outages(Readiness(catalog, vectors, analyzer), self._mend)
+        self._catalog = catalog
+        self._vectors = vectors
+        self._analyzer = analyzer
+        self._uploads = uploads
+        self._metric = metric
+        self._files = ThreadPoolExecutor(1, thread_name_prefix="uploads")
+        self._writing = asyncio.Lock()
+        self._unsure: dict[int, set[int]] = {}
+        """Photos of each collection of which a commit has failed: their vectors may still come."""
+        self._ended_loads: dict[int, tuple[LoadState, Mapping[str, int], str | None]] = {}
+        self._unfinished: set[asyncio.Task[Any]] = set()
+
+    async def ensure_collection(self, name: str) -> Collection:
+        """The collection of that name, ready; it is made where there is none.
+
+        Raises:
+            EmbedderMismatch: it was filled by another embedder.
+        """
+        return await self.finish(self._make_collection(name))
+
+    async def _make_collection(self, name: str) -> Collection:
+        embedder = self._analyzer.embedder
+        async with self.turn():
+            collection = await self._catalog.ensure_collection(
+                name,
+                embedder=embedder.name,
+                embedder_sha256=embedder.sha256,
+                dim=embedder.dimension,
+                metric=self._metric,
+            )
+            if collection is None:
+                raise Conflict(f"the drop of collection {name!r} is not finished: drop it again")
+            self._analyzer.check_collection(collection)
+            if collection.state == "creating":
+                await self._vectors.create(collection.store, collection.dim)
+                await self._catalog.finish_collection(collection.id)
+        return collection
+
+    async def drop(self, collection: Collection) -> None:
+        """Removes a collection: its photos' rows, their vectors and uploaded files."""
+        await self.finish(self._drop(collection, ("ready", *_UNFINISHED)))
+
+    async def _drop(self, collection: Collection, states: Sequence[CollectionState]) -> None:
+        async with self.turn():
+            now = await self._catalog.collection_by_id(collection.id)
+            if now is None or now.state not in states:
+                return
+            await self._catalog.begin_drop(collection.id)
+            for store in (now.store, now.other_store):
+                if store is not None:
+                    await self._vectors.drop(store)
+            await self._in_file_thread(self._uploads.remove_collection, collection.id)
+            await self._catalog.finish_drop(collection.id)
+
+    async def add(self, collection: Collection, photos: Sequence[PreparedPhoto]) -> list[int]:
+        """Writes photos, or their failures; returns their ids once they can be found."""
+        return await self.finish(self._add(collection, photos))
+
+    async def keep(
+        self, collection: Collection, photo: PreparedPhoto, path: Path, data: bytes
+    ) -> int:
+        """Writes an uploaded photo's file, and the photo where it is not indexed already."""
+        return await self.finish(self._keep(collection, photo, path, data))
+
+    async def _keep(
+        self, collection: Collection, photo: PreparedPhoto, path: Path, data: bytes
+    ) -> int:
+        key = photo.image.path_key
+        async with self.turn():
+            await self._check_ready(collection)
+            known = (await self._catalog.images_by_key(collection.id, [key])).get(key)
+            if (
+                known is not None
+                and known.state == "indexed"
+                and await self._in_file_thread(path.exists)
+            ):
+                return known.id
+            await self._in_file_thread(self._uploads.write, path, data)
+            [image_id] = await self._write(collection, [photo])
+            return image_id
+
+    async def _add(self, collection: Collection, photos: Sequence[PreparedPhoto]) -> list[int]:
+        async with self.turn():
+            await self._check_ready(collection)
+            return await self._write(collection, photos)
+
+    async def _write(self, collection: Collection, photos: Sequence[PreparedPhoto]) -> list[int]:
+        """The three steps of adding photos; see the module's docstring."""
+        stored = await self._catalog.begin_images(collection.id, [photo.image for photo in photos])
+        rows = [
+            ObjectVector(object_id, image.id, found.label, found.score, vector)
+            for image, photo in zip(stored, photos, strict=True)
+            for object_id, found, vector in zip(
+                image.object_ids, photo.image.objects, photo.embeddings, strict=True
+            )
+        ]
+        failed = {
+            image.id: photo.image.error
+            for image, photo in zip(stored, photos, strict=True)
+            if photo.image.error is not None
+        }
+        replaced = [image for image in stored if image.replaced]
+        try:
+            if rows:
+                await self._vectors.upsert(collection.store, rows)
+            if replaced:
+                await self._vectors.delete_images(
+                    collection.store,
+                    [image.id for image in replaced],
+                    keep=[object_id for image in replaced for object_id in image.object_ids],
+                )
+            undone = await self._catalog.finish_images(
+                [image.id for image in stored if image.id not in failed], failed
+            )
+        except BaseException:
+            self._unsure.setdefault(collection.id, set()).update(image.id for image in stored)
+            raise
+        if undone:
+            # The turn was lost with the connection that held it, and another process has mended.
+            raise EngineUnavailable(
+                self._catalog.engine_name,
+                f"{len(undone)} photos were undone by another process while they were written:"
+                " try again",
+            )
+        return [image.id for image in stored]
+
+    async def delete(self, collection: Collection, image_ids: Sequence[int]) -> None:
+        """Removes photos: their rows and their vectors."""
+        await self.finish(self._delete(collection, image_ids))
+
+    async def _delete(self, collection: Collection, image_ids: Sequence[int]) -> None:
+        async with self.turn():
+            await self._catalog.begin_delete_images(image_ids)
+            await self._finish_delete(collection, image_ids)
+
+    async def _finish_delete(self, collection: Collection, image_ids: Sequence[int]) -> None:
+        await self._vectors.delete_images(collection.store, image_ids)
+        await self._catalog.finish_delete_images(image_ids)
+
+    async def end_load(
+        self,
+        load_id: int,
+        state: LoadState,
+        counts: Mapping[str, int],
+        error: str | None = None,
+    ) -> None:
+        """Notes how a load has ended; where the catalog is away, as soon as it is back."""
+        self._ended_loads[load_id] = (state, counts, error)
+        with contextlib.suppress(EngineUnavailable):
+            await self.finish(self._note_ended_loads())
+
+    async def _note_ended_loads(self) -> None:
+        for load_id, (state, counts, error) in list(self._ended_loads.items()):
+            await self._catalog.end_load(load_id, state, counts, error)
+            self._ended_loads.pop(load_id, None)
+
+    async def _check_ready(self, collection: Collection) -> None:
+        now = await self._catalog.collection_by_id(collection.id)
+        if now is None or now.state != "ready":
+            raise Conflict(f"collection {collection.name!r} was dropped in the meantime")
+        if now.store != collection.store:
+            raise Conflict(
+                f"collection {collection.name!r} was embedded anew in the meantime: restart the"
+                f" service with EMBEDDER_MODEL set to {now.embedder!r}"
+            )
+
+    # Mending
+
+    async def recover(self) -> None:
+        """Undoes or finishes what a crash has left; call it once, before anything else."""
+        await self._mend_collections()
+        async with self.turn():  # in which every upload's file is written
+            await self._sweep_uploads()
+
+    async def _mend(self) -> None:
+        """Undoes or finishes what an outage has left."""
+        if self._unsure:
+            await asyncio.sleep(_SETTLE_SECONDS)
+        await self._mend_collections()
+        await self._note_ended_loads()
+
+    async def _mend_collections(self) -> None:
+        for state in _UNFINISHED:
+            for collection in await self._catalog.collections(state):
+                await self._drop(collection, _UNFINISHED)
+                _log.info("recovery.dropped", collection=collection.name)
+        ready = await self._catalog.collections("ready")
+        for collection_id in set(self._unsure) - {collection.id for collection in ready}:
+            del self._unsure[collection_id]
+        for collection in ready:
+            async with self.turn():
+                now = await self._catalog.collection_by_id(collection.id)
+                if now is not None and now.state == "ready":
+                    await self._mend_collection(now)
+
+    async def _mend_collection(self, collection: Collection) -> None:
+        # Within a turn to write, no row is `pending` or `deleting` but those that were broken off.
+        if not await self._vectors.exists(collection.store):
+            await self._forget_vectors(collection)
+        await self._vectors.create(collection.store, collection.dim)
+        async for page in self._catalog.images(collection.id, ["deleting"]):
+            await self._finish_delete(collection, [image.id for image in page])
+            _log.info("recovery.deleted", collection=collection.name, photos=len(page))
+        async for page in self._catalog.images(collection.id, ["pending", "undoing"]):
+            await self._undo(collection, [image.id for image in page])
+            _log.info("recovery.undone", collection=collection.name, photos=len(page))
+        unsure = sorted(self._unsure.get(collection.id, ()))
+        if unsure:
+            object_ids = await self._catalog.object_ids_of_images(unsure)
+            await self._vectors.delete_images(collection.store, unsure, keep=object_ids)
+            del self._unsure[collection.id]
+
+    async def _undo(self, collection: Collection, image_ids: Sequence[int]) -> None:
+        """Takes back photos that were begun; whoever brought them tries again.
+
+        Their rows stay: they may have been indexed before. One whose last step was done after all,
+        its answer lost, is left as it is.
+        """
+        claimed = await self._catalog.claim_undo(image_ids)
+        await self._vectors.delete_images(collection.store, claimed)
+        await self._catalog.undo_images(claimed, _BROKEN_OFF)
+
+    async def _forget_vectors(self, collection: Collection) -> None:
+        """Brings the catalog down to a vector store that has lost a collection."""
+        failed = await self._catalog.fail_images(collection.id, _VECTORS_GONE)
+        if failed:
+            _log.error("recovery.vectors_gone", collection=collection.name, photos=failed)
+
+    async def _sweep_uploads(self) -> None:
+        """Removes the files of uploads that were never acknowledged.
+
+        A file is known by the hash that it is named by. Where the catalog has it at another path,
+        that is gone, UPLOAD_PATH has been moved, and the catalog follows.
+        """
+        ready = {collection.id for collection in await self._catalog.collections("ready")}
+        for collection_id in await self._in_file_thread(self._uploads.collections):
+            if collection_id not in ready:
+                await self._in_file_thread(self._uploads.remove_collection, collection_id)
+                continue
+            files = await self._in_file_thread(self._uploads.files, collection_id)
+            hashes = {path: self._uploads.sha256(path) for path in files}
+            known = await self._catalog.images_by_sha256(
+                collection_id, [sha256 for sha256 in hashes.values() if sha256]
+            )
+            for path, sha256 in hashes.items():
+                # The name tells an upload from a photo of a folder that has the same bytes.
+                rows = [
+                    row
+                    for row in known.get(sha256 or "", [])
+                    if os.path.basename(row.path) == path.name
+                ]
+                if not rows:
+                    await self._in_file_thread(self._uploads.remove, path)
+                    _log.info("recovery.upload_removed", path=str(path))
+                elif all(row.path != str(path) for row in rows):
+                    await self._follow(path, rows)
+
+    async def _follow(self, path: Path, rows: Sequence[Image]) -> None:
+        for row in rows:
+            if await self._in_file_thread(_is_or_was, row.path, path):
+                await self._catalog.move_image(row.id, str(path))
+                _log.info("recovery.upload_moved", image=row.id, path=str(path))
+                return
+
+    # Turns and ends
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Keeps every other writer out, those of other processes included.
+
+        Raises:
+            EngineUnavailable: the others take longer than the deadline.
+        """
+        try:
+            await acquire(self._writing)
+        except TimeoutError:
+            # Whoever is writing waits for an engine.
+            engine = (*self.outages.engines, self._vectors.engine_name)[0]
+            raise EngineUnavailable(
+                engine, f"other photos are still being written to {engine}: try again later"
+            ) from None
+        try:
+            async with self._catalog.exclusive():
+                yield
+        finally:
+            self._writing.release()
+
+    async def finish(self, steps: Coroutine[Any, Any, _T]) -> _T:
+        """Awaits steps that must not be left half done; a cancellation comes after them."""
+        task = asyncio.create_task(steps)
+        self._unfinished.add(task)
+        task.add_done_callback(self._ended)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._unfinished.discard(task)
+        if not task.cancelled() and isinstance(trouble := task.exception(), EngineUnavailable):
+            self.outages.begin(trouble)
+
+    async def close(self) -> None:
+        """Ends the outage and the thread, after the writes that are under way."""
+        if self._unfinished:
+            await asyncio.wait(self._unfinished)
+        await self.outages.close()
+        await asyncio.to_thread(self._files.shutdown, cancel_futures=True)
+
+    def _in_file_thread(
+        self, function: Callable[[*_Ts], _T], *arguments: *_Ts
+    ) -> "asyncio.Future[_T]":
+        return asyncio.get_running_loop().run_in_executor(self._files, function, *arguments)
+
+
+def _is_or_was(old: str, new: Path) -> bool:
+    """Whether a file's old path leads to where it is now, or nowhere any more."""
+    return not os.path.exists(old) or os.path.samefile(old, new)

@@ -1,0 +1,1 @@
+"""Tests of docker-compose.yml, of its images, and of what it brings along."""

@@ -141,6 +141,9 @@ class TritonProcess(EngineProcess):
 
     def kill(self) -> None:
         """See `EngineProcess.kill`. The models' processes end as well."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.freeze()  # it must not load a model between the look at what it has and its end
         left, models = self._shared_memory(), self._model_processes()
         super().kill()
         for process in models:

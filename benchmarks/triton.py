@@ -214,6 +214,7 @@ async def _analyzer(server: ModelServer) -> AsyncIterator[PhotoAnalyzer]:
         engine_name=server.engine_name,
         whole_image="fallback",
         max_pixels=_MAX_PIXELS,
+        remote=isinstance(server, TritonServer),
     )
     try:
         yield analyzer

@@ -81,6 +81,7 @@ def _vectors(count: int) -> NDArray[np.float32]:
     return np.eye(512, dtype=np.float32)[:count]
 
 
+@pytest.mark.every_combination
 @pytest.mark.parametrize("vectors_written", [False, True])
 async def test_a_photo_left_pending_is_undone(
     settings: Settings, tmp_path: Path, vectors_written: bool
@@ -103,6 +104,7 @@ async def test_a_photo_left_pending_is_undone(
         await _assert_consistent(services)
 
 
+@pytest.mark.every_combination
 async def test_a_changed_photo_left_pending_is_indexed_by_the_next_load(
     settings: Settings, tmp_path: Path
 ) -> None:
@@ -122,6 +124,7 @@ async def test_a_changed_photo_left_pending_is_indexed_by_the_next_load(
         assert hit.distance < 1e-3
 
 
+@pytest.mark.every_combination
 @pytest.mark.parametrize("vectors_removed", [False, True])
 async def test_a_photo_left_deleting_is_removed(
     settings: Settings, tmp_path: Path, vectors_removed: bool
@@ -141,6 +144,7 @@ async def test_a_photo_left_deleting_is_removed(
         await _assert_consistent(services)
 
 
+@pytest.mark.every_combination
 @pytest.mark.parametrize("vectors_dropped", [False, True])
 async def test_a_collection_left_deleting_is_removed(
     settings: Settings, vectors_dropped: bool
@@ -176,6 +180,7 @@ async def test_an_uploads_file_that_was_never_acknowledged_is_removed_and_others
         assert set(folder.iterdir()) == {kept, mine}
 
 
+@pytest.mark.every_combination
 async def test_an_interrupted_load_goes_on_at_the_next_start(
     settings: Settings, tmp_path: Path
 ) -> None:
@@ -217,6 +222,7 @@ async def test_a_load_whose_folder_is_gone_is_not_resumed_for_ever(
             await asyncio.sleep(0)
 
 
+@pytest.mark.every_combination
 async def test_a_drop_ends_a_load_and_leaves_nothing(services: Services, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", 40)
     load = await services.indexer.start_load(str(tmp_path / "photos"), "t")
@@ -233,6 +239,7 @@ async def test_a_drop_ends_a_load_and_leaves_nothing(services: Services, tmp_pat
     await _assert_consistent(services)
 
 
+@pytest.mark.every_combination
 async def test_uploads_loads_and_drops_at_the_same_time_leave_a_whole(
     services: Services, settings: Settings, tmp_path: Path
 ) -> None:
@@ -333,6 +340,7 @@ async def test_photos_that_came_after_a_load_had_begun_are_in_the_next_ones_answ
     assert await services.searcher.count("t") == 21
 
 
+@pytest.mark.every_combination
 async def test_a_load_again_keeps_every_object(services: Services, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", 5)
     await _load(services, tmp_path / "photos")
@@ -494,6 +502,7 @@ async def test_a_load_that_was_dropped_is_not_shown_as_under_way_for_ever(
     assert current == total
 
 
+@pytest.mark.every_combination
 async def test_searches_under_a_drop_find_photos_or_nothing_and_never_fail(
     services: Services, tmp_path: Path
 ) -> None:

@@ -4,6 +4,8 @@ import itertools
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.photos import draw_photo, encode
 from tests.service import Service
 
@@ -43,6 +45,7 @@ def test_a_folder_is_loaded_searched_served_and_dropped(
     assert len(list(hundred_photos.iterdir())) == 100  # the photos themselves stay
 
 
+@pytest.mark.every_combination
 def test_topk_limits_the_photos(service: Service, tmp_path: Path) -> None:
     for seed in range(12):
         (tmp_path / "photos").mkdir(exist_ok=True)
@@ -54,6 +57,7 @@ def test_topk_limits_the_photos(service: Service, tmp_path: Path) -> None:
     assert len(service.search(query, 1000).json()) == 12
 
 
+@pytest.mark.every_combination
 def test_an_upload_is_found_by_the_next_request_and_kept_once(service: Service) -> None:
     photo = encode(draw_photo(1))
     first = service.post("/img/upload", files={"image": ("a.jpg", photo)})
@@ -68,6 +72,7 @@ def test_an_upload_is_found_by_the_next_request_and_kept_once(service: Service) 
     assert service.count() == 1
 
 
+@pytest.mark.every_combination
 def test_collections_are_apart(service: Service) -> None:
     for table, seed in (("cats", 1), ("dogs", 2)):
         service.post(
@@ -82,6 +87,7 @@ def test_collections_are_apart(service: Service) -> None:
     assert service.get("/data", params={"image_path": path}).content == encode(draw_photo(2))
 
 
+@pytest.mark.every_combination
 def test_a_dropped_collections_uploaded_files_go_with_it(service: Service, tmp_path: Path) -> None:
     service.post("/img/upload", files={"image": ("a.jpg", encode(draw_photo(1)))})
     uploads = tmp_path / "data" / "uploads"

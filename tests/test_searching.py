@@ -73,6 +73,7 @@ def _brute_force(
     return sorted(nearest, key=lambda hit: hit[1])[:top_k]
 
 
+@pytest.mark.every_combination
 @pytest.mark.parametrize("query_objects", [1, 3])
 @pytest.mark.parametrize("top_k", [1, 7, 60, 1000])
 async def test_photos_come_in_the_order_of_brute_force(
@@ -94,6 +95,7 @@ async def test_photos_come_in_the_order_of_brute_force(
     assert [hit.distance for hit in hits] == pytest.approx([d for _, d in expected], abs=1e-5)
 
 
+@pytest.mark.every_combination
 async def test_what_the_catalog_does_not_call_indexed_is_no_hit(services: Services) -> None:
     random = np.random.default_rng(2)
     photos = [_unit(random.normal(size=(1, 512))) for _ in range(5)]
@@ -147,6 +149,7 @@ async def test_a_photo_without_objects_counts_as_one_unless_told_otherwise(
         assert len(await services.searcher.search(plain, "t", 3)) == objects_of_plain
 
 
+@pytest.mark.every_combination
 async def test_searches_see_each_photo_as_soon_as_it_is_counted(
     services: Services, tmp_path: Path
 ) -> None:

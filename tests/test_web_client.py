@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+
 from tests.photos import draw_photo, encode, write_photos
 from tests.service import Service
 
@@ -35,6 +37,7 @@ def _escaped_by_a_browser(text: str) -> str:
     )
 
 
+@pytest.mark.every_combination
 def test_the_client_loads_watches_counts_searches_and_shows(
     service: Service, tmp_path: Path
 ) -> None:

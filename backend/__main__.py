@@ -200,7 +200,7 @@ async def _load_while_serving(indexer: Indexer, settings: Settings, folder: str,
 
 
 async def _load(settings: Settings, options: dict[str, Any]) -> int:
-    async with open_services(settings) as services:
+    async with open_services(settings, owns=False) as services:
         table = options["table"] or settings.default_table
         load = await services.indexer.start_load(options["folder"], table, prune=options["prune"])
         try:
@@ -213,7 +213,7 @@ async def _load(settings: Settings, options: dict[str, Any]) -> int:
 
 
 async def _check(settings: Settings, options: dict[str, Any]) -> int:
-    async with open_services(settings) as services:
+    async with open_services(settings, owns=False) as services:
         reports = await _reports(services)
         if options["repair"]:
             print_reports(reports)
@@ -231,9 +231,12 @@ async def _reports(services: Services) -> list[CollectionReport]:
     reports = []
     for collection in await services.catalog.collections("ready"):
         async with services.writer.turn():  # a service beside this command writes nothing then
+            now = await services.catalog.collection_by_id(collection.id)
+            if now is None or now.state != "ready":
+                continue  # it was dropped meanwhile
             reports.append(
                 await check_collection(
-                    collection, services.catalog, services.vectors, services.analyzer.embedder
+                    now, services.catalog, services.vectors, services.analyzer.embedder
                 )
             )
     return reports

@@ -71,11 +71,16 @@ OnWait = Callable[[str, str | None], None]
 
 @asynccontextmanager
 async def open_services(
-    settings: Settings, *, on_wait: OnWait = lambda engine, problem: None
+    settings: Settings,
+    *,
+    on_wait: OnWait = lambda engine, problem: None,
+    owns: bool = True,
 ) -> AsyncIterator[Services]:
     """Opens engines and services, undoes what a crash has left, and closes all at the end.
 
-    Waits for engines that are not there yet, each for itself.
+    Waits for engines that are not there yet, each for itself. A command that may run beside the
+    service does not own what it writes to: it neither removes uploaded files that it does not know
+    nor gives up photos whose vectors it does not find.
 
     Raises:
         ConfigurationError: the models, the stored data and the settings do not fit together.
@@ -103,11 +108,15 @@ async def open_services(
             raise failures.exceptions[0] from None
         analyzer, catalog, vectors = models.result(), catalogs.result(), stores.result()
         uploads = UploadFolder(settings.uploads, catalog.identity)
-        writer = PhotoWriter(catalog, vectors, analyzer, uploads, metric=settings.metric_type)
+        writer = PhotoWriter(
+            catalog, vectors, analyzer, uploads, metric=settings.metric_type, owns=owns
+        )
         stack.push_async_callback(writer.close)
         indexer = Indexer(settings, catalog, analyzer, uploads, writer)
         stack.push_async_callback(indexer.close)
         await _when_available(writer.recover, on_wait)
+        if owns:
+            await _when_available(writer.sweep_uploads, on_wait)
         yield Services(
             catalog=catalog,
             vectors=vectors,
@@ -201,6 +210,9 @@ async def _when_available(attempt: Callable[[], Awaitable[_T]], on_wait: OnWait)
     def tell(state: RetryCallState) -> None:
         trouble = state.outcome.exception() if state.outcome else None
         assert isinstance(trouble, EngineUnavailable)
+        for engine in set(awaited) - {trouble.engine}:  # it is another's turn to be waited for
+            del awaited[engine]
+            on_wait(engine, None)
         if trouble.engine not in awaited:
             _log.warning("engine.awaited", engine=trouble.engine, problem=str(trouble))
         awaited[trouble.engine] = str(trouble)

@@ -6,9 +6,11 @@ recorded and counted; an engine that is away is waited for, and the load goes on
 
 import asyncio
 import hashlib
+import math
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Final, TypeVar, TypeVarTuple
@@ -17,7 +19,7 @@ import numpy as np
 import structlog
 
 from backend.analysis import PhotoAnalyzer
-from backend.deadlines import no_deadline
+from backend.deadlines import acquire, deadline, no_deadline, time_left
 from backend.errors import (
     Conflict,
     EngineUnavailable,
@@ -59,8 +61,9 @@ _FILE_THREADS: Final = 4
 _FAILURES_KEPT: Final = 1000
 """Failures that a load keeps in memory for its report; the catalog keeps all."""
 _ATTEMPTS: Final = 10
-"""At a step for which an engine fails again and again though it is ready in between: the step, not
-the engine, is what is wrong."""
+_PATIENCE_SECONDS: Final = 300.0
+"""With a step for which an engine fails again and again though it is ready in between: after so
+many attempts and so long the step, not the engine, is what is wrong."""
 
 
 @dataclass
@@ -159,7 +162,9 @@ class Indexer:
         """
         check_collection_name(name)
         scan = await self._in_file_thread(self._scan, folder)
-        return await self._register(scan, name, prune=prune)
+        # A large folder takes its time; what comes now are the engines.
+        with deadline(self._settings.request_timeout):
+            return await self._register(scan, name, prune=prune)
 
     def _scan(self, folder: str) -> FolderScan:
         return scan_folder(folder, start=self._settings.data_path)
@@ -167,9 +172,13 @@ class Indexer:
     async def _register(
         self, scan: FolderScan, name: str, *, prune: bool, resumed: LoadRow | None = None
     ) -> Load:
-        async with self._starting:
+        async with self._starting_turn():
             if self._stopping:
                 raise Unavailable("the service is stopping; load the folder after its restart")
+            if resumed is not None:
+                now = await self._catalog.collection_by_id(resumed.collection_id)
+                if now is None or now.state != "ready":
+                    raise Conflict(f"collection {name!r} was dropped in the meantime")
             for load in self._active:
                 same = (load.collection.name, load.root, load.prune) == (name, scan.root, prune)
                 if same and load.photos == scan.photos:
@@ -198,8 +207,14 @@ class Indexer:
         """Starts indexing photos of a collection whose rows have failed; a load of no folder."""
         root = f"collection {collection.name}"
         load = Load(0, collection, root, False, photos, LoadCounts(total=len(photos)))
-        load.task = asyncio.create_task(self._index(load), name=f"again-{collection.name}")
+        load.task = asyncio.create_task(self._index_again(load), name=f"again-{collection.name}")
         return load
+
+    async def _index_again(self, load: Load) -> None:
+        try:
+            await self._index(load)
+        except ExceptionGroup as failures:
+            raise _first_cause(failures) from None
 
     async def cancel_load(self, load: Load) -> None:
         """Ends a load at a safe point and for good; what it has indexed stays."""
@@ -224,7 +239,7 @@ class Indexer:
                     log.warning("load.folder_unreadable", folder=folder, reason=reason)
                 await self._index(load)
                 if load.prune:
-                    await self._patiently(load, partial(self._prune, load, scan))
+                    await self.patiently(load, partial(self._prune, load, scan))
             load.state = "done"
         except asyncio.CancelledError:
             if self._stopping:
@@ -254,12 +269,17 @@ class Indexer:
                 await self._writer.end_load(load.id, load.state, asdict(load.counts), error)
                 log.info(f"load.{load.state}", **asdict(load.counts))
 
-    async def _patiently(self, load: Load | None, attempt: Callable[[], Awaitable[_T]]) -> _T:
+    async def patiently(self, load: Load | None, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Makes attempts, each after the engine that failed the one before is back."""
-        for _ in range(_ATTEMPTS - 1):
+        loop = asyncio.get_running_loop()
+        start, attempts = loop.time(), 0
+        while True:
             try:
                 return await attempt()
             except EngineUnavailable as trouble:
+                attempts += 1
+                if attempts >= _ATTEMPTS and loop.time() - start >= _PATIENCE_SECONDS:
+                    raise
                 if load is not None and load.waiting_for is None:
                     load.waiting_for = trouble.engine
                     _log.warning("load.waiting", load=load.id, engine=trouble.engine)
@@ -267,7 +287,6 @@ class Indexer:
                 if load is not None and load.waiting_for is not None:
                     load.waiting_for = None
                     _log.info("load.going_on", load=load.id)
-        return await attempt()
 
     async def _index(self, load: Load) -> None:
         concurrency = self._settings.load_concurrency
@@ -279,7 +298,7 @@ class Indexer:
                 chunk = load.photos[start : start + _LOOKUP_CHUNK]
                 keys = [path_key(photo.path) for photo in chunk]
                 look_up = partial(self._catalog.images_by_key, load.collection.id, keys)
-                known = await self._patiently(load, look_up)
+                known = await self.patiently(load, look_up)
                 for photo, key in zip(chunk, keys, strict=True):
                     if _is_unchanged(photo, known.get(key)):
                         load.counts.unchanged += 1
@@ -319,7 +338,7 @@ class Indexer:
             data, sha256 = await self._in_file_thread(self._read, photo)
             if known is not None and known.state == "indexed" and known.sha256 == sha256:
                 return TouchedImage(known.id, photo.size, photo.mtime_ns)
-            analyzed = await self._patiently(load, partial(self._analyzer.analyze, data))
+            analyzed = await self.patiently(load, partial(self._analyzer.analyze, data))
         except ServiceError as problem:
             return self._failed(photo, sha256, str(problem))
         except OSError as problem:
@@ -369,11 +388,11 @@ class Indexer:
     async def _write_batch(self, load: Load, batch: list[PreparedPhoto | TouchedImage]) -> None:
         touched = [item for item in batch if isinstance(item, TouchedImage)]
         outcomes = [item for item in batch if isinstance(item, PreparedPhoto)]
-        await self._patiently(load, partial(self._catalog.touch_images, touched))
+        await self.patiently(load, partial(self._catalog.touch_images, touched))
         load.counts.unchanged += len(touched)
         if not outcomes:
             return
-        await self._patiently(load, partial(self._writer.add, load.collection, outcomes))
+        await self.patiently(load, partial(self._writer.add, load.collection, outcomes))
         for outcome in outcomes:
             if outcome.image.error is None:
                 load.counts.indexed += 1
@@ -446,7 +465,7 @@ class Indexer:
         Returns whether there was one. The photos of loaded folders are not touched.
         """
         check_collection_name(name)
-        async with self._starting:  # no load into it begins meanwhile
+        async with self._starting_turn():  # no load into it begins meanwhile
             # In any state: a drop that an engine has broken off is finished by the next.
             collection = await self._catalog.collection_in_any_state(name)
             if collection is None:
@@ -460,8 +479,28 @@ class Indexer:
         tasks = [load.task for load in loads if load.task is not None]
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if not tasks:
+            return
+        left = time_left(math.inf)
+        _, ending = await asyncio.wait(tasks, timeout=None if left == math.inf else left)
+        if ending:
+            raise self._busy()
+
+    @asynccontextmanager
+    async def _starting_turn(self) -> AsyncIterator[None]:
+        try:
+            await acquire(self._starting)
+        except TimeoutError:
+            raise self._busy() from None
+        try:
+            yield
+        finally:
+            self._starting.release()
+
+    def _busy(self) -> Unavailable:
+        awaited = [load.waiting_for for load in self._active if load.waiting_for is not None]
+        engine = (*self._writer.outages.engines, *awaited, self._catalog.engine_name)[0]
+        return Unavailable(f"what came before is still being written to {engine}: try again later")
 
     # Start and end
 
@@ -470,11 +509,16 @@ class Indexer:
         for row in await self._catalog.running_loads():
             task = asyncio.create_task(self._resume(row), name=f"resume-{row.id}")
             self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            task.add_done_callback(self._resumed)
+
+    def _resumed(self, task: "asyncio.Task[None]") -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            _log.error("load.not_resumed", error=str(failure), exc_info=failure)
 
     async def _resume(self, row: LoadRow) -> None:
         try:
-            await self._patiently(None, partial(self._resume_once, row))
+            await self.patiently(None, partial(self._resume_once, row))
         except Unavailable as error:  # the next start tries again
             _log.info("load.not_resumed", load=row.id, root=row.root, reason=str(error))
         except ServiceError as error:

@@ -1,6 +1,7 @@
 """Waiting for engines that do not answer, once for everybody who waits."""
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -17,6 +18,8 @@ _log = structlog.get_logger(__name__)
 
 _FIRST_DELAY_SECONDS: Final = 0.25
 _LONGEST_DELAY_SECONDS: Final = 3.0
+_CALM_SECONDS: Final = 30.0
+"""After the end of an outage; one that begins before goes on with the delays of the one before."""
 
 
 class Outages:
@@ -35,6 +38,8 @@ class Outages:
         self._mend = mend
         self._task: asyncio.Task[None] | None = None
         self._failed_again = False
+        self._delay = _FIRST_DELAY_SECONDS
+        self._ended = -math.inf
 
     def begin(self, trouble: EngineUnavailable) -> "asyncio.Task[None]":
         """Begins an outage, or joins the one that there is; the task ends with it."""
@@ -60,11 +65,13 @@ class Outages:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         start = loop.time()
-        delay = _FIRST_DELAY_SECONDS
+        # An engine may pass its probe and yet refuse what it is asked, again and again.
+        if start - self._ended > _CALM_SECONDS:
+            self._delay = _FIRST_DELAY_SECONDS
         while True:
             # Not all services that share an engine should come back to it in the same moment.
-            await asyncio.sleep(delay * random.uniform(0.5, 1))
-            delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
+            await asyncio.sleep(self._delay * random.uniform(0.5, 1))
+            self._delay = min(2 * self._delay, _LONGEST_DELAY_SECONDS)
             states = await self._readiness.check()
             away = tuple(state.engine for state in states if not state.is_ready)
             if away:
@@ -84,4 +91,5 @@ class Outages:
             if not self._failed_again:
                 break
         self.engines = ()
+        self._ended = loop.time()
         _log.info("outage.ended", seconds=round(loop.time() - start, 1))

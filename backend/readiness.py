@@ -79,9 +79,10 @@ class Readiness:
                 collection.store, np.eye(1, collection.dim, dtype=np.float32), limit=1
             )
         except EngineUnavailable:
-            now = await self._catalog.collection_by_id(collection.id)
-            if now is not None and now.state == "ready":
-                raise  # else it was dropped under the search
+            # It may have been dropped or replaced under the search. And an engine that works but
+            # has lost the collection is not away: it is for the mending to find that out.
+            if await self._vectors.exists(collection.store):
+                raise
 
 
 async def _probe(engine: str, work: Callable[[], Awaitable[object]]) -> EngineState:

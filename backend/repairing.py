@@ -1,6 +1,7 @@
 """Mends what a check has found, and embeds a collection anew when the embedder has changed.
 
-Everything may be broken off at any moment and begun again. Searches and loads go on meanwhile.
+Everything may be broken off at any moment and begun again. Searches go on meanwhile, and loads
+until new vectors take the place of the old.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -72,13 +74,16 @@ class Repairer:
         """Removes vectors of no object, and photos that are gone while their folders are not."""
         collection = report.collection
         async with self._writer.turn():
+            await self._check_same(collection)
             if collection.other_store is not None:  # embedding anew was broken off
                 await self._vectors.drop(collection.other_store)
                 await self._catalog.finish_replacement(collection.id, collection.other_store)
             # Of those that were found, what is no object's still: photos come and go meanwhile.
             orphaned = report.orphaned - await self._catalog.object_ids(collection.id)
             await self._vectors.delete(collection.store, sorted(orphaned))
-        await self._writer.delete(collection, [image.id for image in report.gone])
+        # Uploaded again, say, a photo is back with the same id.
+        gone = await asyncio.to_thread(_still_gone, report.gone)
+        await self._writer.delete(collection, [image.id for image in gone])
 
     async def index_again(self, report: CollectionReport) -> Load | None:
         """Starts indexing the photos that lack vectors or have failed, where they are files still.
@@ -114,26 +119,32 @@ class Repairer:
             dim=embedder.dimension,
         )
         done = Reembedding(new)
-        if collection.other_store is not None:
-            await self._vectors.drop(collection.other_store)  # of an attempt that was broken off
-        await self._catalog.begin_replacement(collection.id, new.store)
+        async with self._writer.turn():
+            now = await self._check_same(collection)
+            if now.other_store is not None:
+                await self._vectors.drop(now.other_store)  # of an attempt that was broken off
+            await self._catalog.begin_replacement(collection.id, new.store)
         await self._vectors.create(new.store, new.dim)
         total = await self._catalog.count_images(collection.id)
         embedded: set[int] = set()
         failed: dict[int, Failure] = {}
         async for page in self._catalog.images(collection.id, ["indexed"]):
             for start in range(0, len(page), _WRITTEN_TOGETHER):
-                await self._embed(new, page[start : start + _WRITTEN_TOGETHER], embedded, failed)
-                done.photos += len(page[start : start + _WRITTEN_TOGETHER])
+                part = page[start : start + _WRITTEN_TOGETHER]
+                embed = partial(self._embed, new, part, embedded, failed)
+                await self._indexer.patiently(None, embed)
+                done.photos += len(part)
                 on_progress(done.photos, max(done.photos, total))
         async with self._writer.turn():
-            now = await self._catalog.object_ids(collection.id)
-            late = await self._catalog.places(sorted(now - embedded))
-            late_ids = {place.image_id for place in late.values()} - set(failed)
+            current = await self._catalog.object_ids(collection.id)
+            late = await self._catalog.places(sorted(current - embedded))
+            late_ids = {place.image_id for place in late.values()}
             late_images = await self._catalog.images_by_id(sorted(late_ids))
+            # One whose file had changed may have been indexed again since.
+            failed.clear()
             await self._embed(new, late_images, embedded, failed)
-            await self._vectors.delete(new.store, sorted(embedded - now))
-            done.objects = len(embedded & now)
+            await self._vectors.delete(new.store, sorted(embedded - current))
+            done.objects = len(embedded & current)
             if not await self._catalog.replace_vectors(
                 collection,
                 store=new.store,
@@ -152,6 +163,25 @@ class Repairer:
         done.failures = list(failed.values())
         _log.info("collection.embedded_anew", collection=new.name, objects=done.objects)
         return done
+
+    async def _check_same(self, collection: Collection) -> Collection:
+        """The collection as it is now; within a turn to write.
+
+        Raises:
+            Conflict: it was dropped, or embedded anew, since it was looked at.
+        """
+        now = await self._catalog.collection_by_id(collection.id)
+        if now is None or now.state != "ready" or now.store != collection.store:
+            raise Conflict(
+                f"collection {collection.name!r} was dropped or embedded anew meanwhile: check it"
+                " again"
+            )
+        if now.other_store != collection.other_store:
+            raise Conflict(
+                f"collection {collection.name!r} is being embedded anew by another process: check"
+                " it again when that is done"
+            )
+        return now
 
     async def _embed(
         self,
@@ -186,6 +216,10 @@ class Repairer:
             ObjectVector(place.id, image.id, place.label, place.score, vector)
             for place, vector in zip(places, vectors, strict=True)
         ]
+
+
+def _still_gone(images: Sequence[Image]) -> list[Image]:
+    return [image for image in images if not os.path.exists(image.path)]
 
 
 def _read_unchanged(image: Image) -> bytes:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from backend.analysis import PhotoAnalyzer
 from backend.deadlines import acquire
-from backend.errors import Conflict, EngineUnavailable
+from backend.errors import ConfigurationError, Conflict, EngineUnavailable, Unavailable
 from backend.outages import Outages
 from backend.readiness import Readiness
 from backend.storage.catalog import (
@@ -75,7 +75,10 @@ class PhotoWriter:
         uploads: UploadFolder,
         *,
         metric: str,
+        owns: bool,
     ) -> None:
+        """`owns`: it writes for the service, not for a command that may run beside it."""
+        self._owns = owns
         self.outages = Outages(Readiness(catalog, vectors, analyzer), self._mend)
         self._catalog = catalog
         self._vectors = vectors
@@ -87,6 +90,7 @@ class PhotoWriter:
         self._unsure: dict[int, set[int]] = {}
         """Photos of each collection of which a commit has failed: their vectors may still come."""
         self._ended_loads: dict[int, tuple[LoadState, Mapping[str, int], str | None]] = {}
+        self._unsettled = False  # whether a commit has been begun and not ended
         self._unfinished: set[asyncio.Task[Any]] = set()
 
     async def ensure_collection(self, name: str) -> Collection:
@@ -165,6 +169,7 @@ class PhotoWriter:
 
     async def _write(self, collection: Collection, photos: Sequence[PreparedPhoto]) -> list[int]:
         """The three steps of adding photos; see the module's docstring."""
+        self._unsettled = True
         stored = await self._catalog.begin_images(collection.id, [photo.image for photo in photos])
         rows = [
             ObjectVector(object_id, image.id, found.label, found.score, vector)
@@ -191,16 +196,17 @@ class PhotoWriter:
             undone = await self._catalog.finish_images(
                 [image.id for image in stored if image.id not in failed], failed
             )
+            if undone:
+                # The turn was lost with its connection, and another process has mended meanwhile.
+                raise EngineUnavailable(
+                    self._catalog.engine_name,
+                    f"{self._catalog.engine_name} was away while photos were written, and another"
+                    " process has undone them: try again",
+                )
         except BaseException:
             self._unsure.setdefault(collection.id, set()).update(image.id for image in stored)
             raise
-        if undone:
-            # The turn was lost with the connection that held it, and another process has mended.
-            raise EngineUnavailable(
-                self._catalog.engine_name,
-                f"{len(undone)} photos were undone by another process while they were written:"
-                " try again",
-            )
+        self._unsettled = False
         return [image.id for image in stored]
 
     async def delete(self, collection: Collection, image_ids: Sequence[int]) -> None:
@@ -239,8 +245,8 @@ class PhotoWriter:
             raise Conflict(f"collection {collection.name!r} was dropped in the meantime")
         if now.store != collection.store:
             raise Conflict(
-                f"collection {collection.name!r} was embedded anew in the meantime: restart the"
-                f" service with EMBEDDER_MODEL set to {now.embedder!r}"
+                f"collection {collection.name!r} was embedded anew in the meantime, with"
+                f" {now.embedder!r}: try again, with EMBEDDER_MODEL set to it"
             )
 
     # Mending
@@ -248,15 +254,21 @@ class PhotoWriter:
     async def recover(self) -> None:
         """Undoes or finishes what a crash has left; call it once, before anything else."""
         await self._mend_collections()
+
+    async def sweep_uploads(self) -> None:
+        """Removes the files of uploads that were never acknowledged; for the service alone.
+
+        Another process may see the folder elsewhere, or another one.
+        """
         async with self.turn():  # in which every upload's file is written
             await self._sweep_uploads()
 
     async def _mend(self) -> None:
         """Undoes or finishes what an outage has left."""
-        if self._unsure:
+        await self._note_ended_loads()
+        if self._unsettled:
             await asyncio.sleep(_SETTLE_SECONDS)
         await self._mend_collections()
-        await self._note_ended_loads()
 
     async def _mend_collections(self) -> None:
         for state in _UNFINISHED:
@@ -275,6 +287,12 @@ class PhotoWriter:
     async def _mend_collection(self, collection: Collection) -> None:
         # Within a turn to write, no row is `pending` or `deleting` but those that were broken off.
         if not await self._vectors.exists(collection.store):
+            if not self._owns:
+                raise ConfigurationError(
+                    f"{self._vectors.engine_name} has no vectors of collection {collection.name!r}:"
+                    " see that the settings lead to the engine that has; if they are lost, start"
+                    " the service, which says so and makes them anew with the next load"
+                )
             await self._forget_vectors(collection)
         await self._vectors.create(collection.store, collection.dim)
         async for page in self._catalog.images(collection.id, ["deleting"]):
@@ -348,15 +366,15 @@ class PhotoWriter:
         """Keeps every other writer out, those of other processes included.
 
         Raises:
-            EngineUnavailable: the others take longer than the deadline.
+            Unavailable: the others take longer than the deadline.
         """
         try:
             await acquire(self._writing)
         except TimeoutError:
-            # Whoever is writing waits for an engine.
+            # Whoever is writing waits for an engine, and says himself that it is away.
             engine = (*self.outages.engines, self._vectors.engine_name)[0]
-            raise EngineUnavailable(
-                engine, f"other photos are still being written to {engine}: try again later"
+            raise Unavailable(
+                f"other photos are still being written to {engine}: try again later"
             ) from None
         try:
             async with self._catalog.exclusive():

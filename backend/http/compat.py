@@ -37,10 +37,9 @@ _CHUNK_BYTES: Final = 2**18
 async def load(request: web.Request) -> web.Response:
     """Loads a folder; answers when it is done, or, to a browser, as soon as it has begun."""
     body = await _load_body(request)
-    with in_time(request):
-        started = await services(request).indexer.start_load(
-            body.folder, body.table or _default(request)
-        )
+    started = await services(request).indexer.start_load(
+        body.folder, body.table or _default(request)
+    )
     # A browser's page (it sends Origin) polls /progress after this answer and would show
     # nothing if it came only at the end; scripts take this answer for the end.
     if _flag(request, "wait", default="Origin" not in request.headers):

@@ -3,7 +3,7 @@
 It is the truth; the vectors are an index over it. A photo's row is `pending` from before its
 vectors are written until after, `undoing` while what was begun is taken back, and `deleting` from
 before they are removed until after, so that whatever a crash leaves in one of these states can be
-undone or finished (see `indexing.py`).
+undone or finished (see `writing.py`).
 
 SQLAlchemy's Core on SQLite or MySQL. Every method is one transaction, or says that it is several,
 and may be repeated without harm: an EngineUnavailable leaves open whether it has been done.
@@ -325,15 +325,15 @@ class Catalog:
 
     async def finish_collection(self, collection_id: int) -> None:
         """Ends `creating`: the vector store has its part."""
-        await self._set_collection_state(collection_id, "ready")
+        change = sa.update(_collections).where(
+            _collections.c.id == collection_id, _collections.c.state == "creating"
+        )
+        await self._change(change.values(state="ready"))
 
     async def begin_drop(self, collection_id: int) -> None:
         """Marks a collection `deleting`: from here on it is not seen any more."""
-        await self._set_collection_state(collection_id, "deleting")
-
-    async def _set_collection_state(self, collection_id: int, state: CollectionState) -> None:
         change = sa.update(_collections).where(_collections.c.id == collection_id)
-        await self._change(change.values(state=state))
+        await self._change(change.values(state="deleting"))
 
     async def begin_replacement(self, collection_id: int, store: str) -> None:
         """Notes the store that is going to take the place of the one in use."""

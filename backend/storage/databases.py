@@ -482,7 +482,11 @@ async def _unlock(connection: AsyncConnection, name: str) -> None:
     finally:
         if not released:
             await connection.invalidate()
-        await connection.close()
+        try:
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                await connection.close()
+        except TimeoutError:  # frozen in between
+            await connection.invalidate()
 
 
 async def attempt(engine: AsyncEngine, transaction: Transaction[_T]) -> _T:

@@ -59,6 +59,7 @@ class ChaosReport:
     searches: int = 0
     unavailable: int = 0
     uploads: int = 0
+    ended_by_themselves: int = 0
     slowest_answer: float = 0.0
     seconds: float = 0.0
 
@@ -175,6 +176,7 @@ class _Fault:
     """Something that is done to an engine, and how it is undone."""
 
     name: str
+    engine: EngineProcess
     begin: Callable[[], None]
     end: Callable[[], None]
     seconds: float
@@ -191,7 +193,7 @@ def _draw_fault(draw: random.Random, engines: Engines) -> _Fault:
         kinds += ["cut"]
     kind = draw.choice(kinds)
     begin, end = _actions(kind, engine)
-    return _Fault(f"{name} {kind}", begin, end, draw.uniform(0.0, _LONGEST_FAULT_SECONDS))
+    return _Fault(f"{name} {kind}", engine, begin, end, draw.uniform(0.0, _LONGEST_FAULT_SECONDS))
 
 
 def _actions(kind: str, engine: EngineProcess) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -238,11 +240,16 @@ def _run_round(
             time.sleep(fault.seconds)
         finally:
             fault.end()
+        # Triton now and then ends when a process of its has been killed: what restarts it in
+        # production does so here. From this thread: its servers end with the one that started them.
+        while not (loading.done() and uploading.done()):
+            time.sleep(0.1)
+            report.ended_by_themselves += fault.engine.start_if_ended()
         loading.result()
         uploading.result()
         uploads.append(upload)
         report.uploads += 1
-        _until_right(service, steady)
+        report.ended_by_themselves += _until_right(service, steady, fault.engine)
 
 
 def _until_taken(ask: Callable[[], requests.Response]) -> None:
@@ -255,15 +262,18 @@ def _until_taken(ask: Callable[[], requests.Response]) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def _until_right(service: Service, steady: Mapping[Path, Answer]) -> None:
-    """Waits until searches are answered again."""
+def _until_right(service: Service, steady: Mapping[Path, Answer], engine: EngineProcess) -> int:
+    """Waits until searches are answered again; how often the engine had ended by itself."""
+    ended = 0
     path, expected = next(iter(steady.items()))
     end = time.monotonic() + _RECOVERY_SECONDS
     while (answer := service.search(path.read_bytes(), _TOP_K, table="steady")).status_code == 503:
         assert time.monotonic() < end, f"still unavailable: {answer.text}"
         time.sleep(0.5)
+        ended += engine.start_if_ended()
     assert answer.status_code == 200, answer.text
     _check_answer(answer.json(), expected)
+    return ended
 
 
 def _check_unavailable(answer: requests.Response) -> None:
@@ -332,7 +342,8 @@ def main() -> None:
     )
     _print_now(
         f"{report.searches} searches, {report.unavailable} of them answered 503, the slowest in"
-        f" {report.slowest_answer:.1f} s; {report.uploads} uploads"
+        f" {report.slowest_answer:.1f} s; {report.uploads} uploads; servers that ended by"
+        f" themselves and were started again: {report.ended_by_themselves}"
     )
     for name, count in sorted(report.faults.items()):
         _print_now(f"  {name}: {count}")

@@ -100,6 +100,13 @@ class EngineProcess(ABC):
         self.process.kill()
         self.process.wait()
 
+    def start_if_ended(self) -> bool:
+        """Starts a server again that has ended by itself, as a supervisor would; whether it had."""
+        ended = self.process is not None and self.process.poll() is not None
+        if ended:
+            self.start(wait_seconds=0)
+        return ended
+
     def freeze(self) -> None:
         """Stops the server's clock: it neither answers nor goes away."""
         assert self.process is not None

@@ -118,6 +118,7 @@ def _searching(subject: Subject) -> Iterator[Answers]:
 
 
 def _load_through(
+    engines: Engines,
     subject: Subject,
     tmp_path: Path,
     break_off: Callable[[], None],
@@ -142,6 +143,11 @@ def _load_through(
             _readiness_until(service, tells)
         finally:
             mend()
+        while not loading.done():
+            time.sleep(0.1)
+            # Triton now and then ends when a process of its has been killed.
+            for process in engines.processes.values():
+                process.start_if_ended()
         answer = loading.result()
         assert answer.status_code == 200, answer.text
         _until(lambda: service.get("/readyz").status_code == 200)
@@ -208,6 +214,7 @@ def test_a_killed_engine_is_waited_for(
 ) -> None:
     process = engines.processes[engine]
     answers = _load_through(
+        engines,
         subject,
         tmp_path,
         process.kill,
@@ -230,7 +237,7 @@ def test_a_frozen_engine_costs_a_request_its_deadline_and_no_more(
         process.thaw()
 
     frozen_since = time.monotonic()
-    answers = _load_through(subject, tmp_path, process.freeze, thaw_later, _names(engine))
+    answers = _load_through(engines, subject, tmp_path, process.freeze, thaw_later, _names(engine))
     assert any(_NAMES[engine] in message for message in answers.unavailable)
     assert answers.slowest < _DEADLINE_SECONDS + 2
 
@@ -240,7 +247,9 @@ def test_a_models_process_may_die_while_triton_says_that_it_is_ready(
 ) -> None:
     triton = engines.processes["triton"]
     assert isinstance(triton, TritonProcess)
-    answers = _load_through(subject, tmp_path, triton.kill_model_process, lambda: None, _anything)
+    answers = _load_through(
+        engines, subject, tmp_path, triton.kill_model_process, lambda: None, _anything
+    )
     assert answers.good > 0
 
 
@@ -255,7 +264,9 @@ def test_connections_to_mysql_may_be_dropped(
             mysql.drop_connections()
             time.sleep(0.2)
 
-    answers = _load_through(subject, tmp_path, drop_again_and_again, lambda: None, _anything)
+    answers = _load_through(
+        engines, subject, tmp_path, drop_again_and_again, lambda: None, _anything
+    )
     assert answers.good > 0
 
 
@@ -264,7 +275,7 @@ def test_connections_to_milvus_may_be_cut(
 ) -> None:
     milvus = engines.processes["milvus"]
     assert isinstance(milvus, MilvusProcess)
-    answers = _load_through(subject, tmp_path, milvus.cut, lambda: None, _anything)
+    answers = _load_through(engines, subject, tmp_path, milvus.cut, lambda: None, _anything)
     assert answers.good > 0
 
 
@@ -275,6 +286,7 @@ def test_a_slow_milvus_is_waited_for_until_the_deadline(
     milvus = engines.processes["milvus"]
     assert isinstance(milvus, MilvusProcess)
     answers = _load_through(
+        engines,
         subject,
         tmp_path,
         lambda: milvus.slow(seconds),

@@ -486,7 +486,8 @@ async def _unlock(connection: AsyncConnection, name: str) -> None:
             async with asyncio.timeout(_RELEASE_SECONDS):
                 await connection.close()
         except TimeoutError:  # frozen in between
-            await connection.invalidate()
+            if not connection.closed:  # else the close that was broken off has discarded it
+                await connection.invalidate()
 
 
 async def attempt(engine: AsyncEngine, transaction: Transaction[_T]) -> _T:

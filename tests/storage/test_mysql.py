@@ -492,6 +492,20 @@ async def test_whoever_loses_the_connection_keeps_nobody_out(
         await _enter(one.exclusive())
 
 
+async def test_a_server_that_freezes_between_the_unlocking_and_the_end_is_no_error(
+    server: MariaDBProcess,
+) -> None:
+    async with _opened(_own(server)) as catalog:
+        engine = catalog._database.engine.sync_engine
+        # A connection is rolled back before it goes back to the pool: the lock is released by then.
+        sa.event.listen(engine, "rollback", lambda _: server.freeze(), once=True)
+        with _at_most(4):
+            await _enter(catalog.exclusive())
+        server.thaw()
+        with _at_most(4):
+            await _enter(catalog.exclusive())
+
+
 async def test_an_error_within_lets_the_others_in(options: MySQLOptions) -> None:
     async with _opened(options) as one, _opened(options) as two:
         with pytest.raises(KeyError):

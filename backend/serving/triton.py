@@ -6,12 +6,14 @@ wrong with one, a model that it has not loaded or whose process has died, is men
 """
 
 import asyncio
+import contextlib
 import itertools
 import math
 import ssl
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -25,7 +27,9 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from backend.deadlines import deadline, time_left
 from backend.errors import ConfigurationError, EngineUnavailable, ServiceError
+from backend.serving.gathering import Gatherer, Outputs, Spare
 from backend.serving.models import SHA256_PARAMETER, ModelSpec, spec_of
+from backend.serving.shared_memory import SharedMemory
 
 __all__ = ["TritonModel", "TritonServer"]
 
@@ -35,6 +39,11 @@ _RETRY_SECONDS: Final = 3.0
 """For a server that is lost to come back: the callers' callers wait for longer outages."""
 _CHECK_SECONDS: Final = 5.0
 """How long a server is trusted to hold the same model still. Looking costs a millisecond."""
+_SPARE_CALLS: Final = 1
+"""Of a server, beyond those that its models run: it is there when one of them is done."""
+_PLACE_BYTES: Final = 8 * 2**20
+"""Of shared memory for one call: 16 photos of the full-size detector. More go by the connection."""
+_CLOSE_SECONDS: Final = 1.0
 _RESTART_SECONDS: Final = 10.0
 """At least so far apart are two restarts of a model: one that always dies must not keep a server
 busy with nothing else."""
@@ -90,7 +99,13 @@ class TritonServer:
     engine_name = "Triton"
 
     def __init__(
-        self, urls: Sequence[str], *, timeout: float, tls: bool = False, ca: Path | None = None
+        self,
+        urls: Sequence[str],
+        *,
+        timeout: float,
+        tls: bool = False,
+        ca: Path | None = None,
+        share_memory: bool = True,
     ) -> None:
         """Connects when it is first asked for something.
 
@@ -99,6 +114,8 @@ class TritonServer:
             timeout: seconds that a call may take, making it again included.
             tls: whether the servers speak TLS.
             ca: PEM file of who signs their certificates; without it, the system's.
+            share_memory: whether a server that can read this machine's shared memory finds pixels
+                there.
 
         Raises:
             ConfigurationError: an address or the file is not usable.
@@ -110,8 +127,9 @@ class TritonServer:
             )
         credentials = _credentials(ca) if tls else None
         self._timeout = timeout
-        self._members = [_Member(address, credentials) for address in addresses]
+        self._members = [_Member(address, credentials, share_memory) for address in addresses]
         self._turns = itertools.count()
+        self.spare = Spare(_SPARE_CALLS * len(addresses))
 
     async def load(self, name: str) -> "TritonModel":
         """See `ModelServer.load`. The model is what the servers' configuration of it says.
@@ -121,8 +139,7 @@ class TritonServer:
         Raises:
             EngineUnavailable: none of the servers answers.
         """
-        now = asyncio.get_running_loop().time()
-        async with _answering_until(now + time_left(self._timeout)):
+        async with _answering_until(self.time_until()):
             found = await asyncio.gather(
                 *(member.describe(name) for member in self._members), return_exceptions=True
             )
@@ -144,12 +161,23 @@ class TritonServer:
                 )
         return TritonModel(spec, self)
 
-    async def infer(self, spec: ModelSpec, request: bytes) -> pb.ModelInferResponse:
+    def places(self, name: str) -> int:
+        """How many calls of a model all servers together run side by side."""
+        return sum(member.instances(name) for member in self._members)
+
+    def time_until(self) -> float:
+        """When a call that is made now must have been answered, on the event loop's clock."""
+        return asyncio.get_running_loop().time() + time_left(self._timeout)
+
+    async def infer(
+        self, spec: ModelSpec, request: "_Request", end: float
+    ) -> pb.ModelInferResponse:
         """One inference, by the server whose turn it is; made again where it is lost.
 
         Args:
             spec: the model.
-            request: a serialized `ModelInferRequest` of it.
+            request: what it is asked.
+            end: when to give up, on the event loop's clock.
 
         Raises:
             EngineUnavailable: no server has answered in time.
@@ -157,13 +185,12 @@ class TritonServer:
         """
         loop = asyncio.get_running_loop()
         start = loop.time()
-        end = start + time_left(self._timeout)
         member = self._pick()
         failure: grpc.aio.AioRpcError | None = None
         # Nearly all calls end here; to be ready for failures takes as long as all the rest of it.
         if member.is_trusted(spec.name):
             try:
-                return await member.call(request, end - start)
+                return await member.call(spec.name, request, end - start)
             except grpc.aio.AioRpcError as error:
                 failure = error
         async with _answering_until(end), asyncio.timeout_at(end):
@@ -179,7 +206,7 @@ class TritonServer:
                         await member.check(spec)
                         start = loop.time()
                         try:
-                            return await member.call(request, end - start)
+                            return await member.call(spec.name, request, end - start)
                         except grpc.aio.AioRpcError as error:
                             failure = error
                     trouble, failure = failure, None
@@ -203,56 +230,90 @@ class TritonModel:
     def __init__(self, spec: ModelSpec, server: TritonServer) -> None:
         self.spec = spec
         self._server = server
-        self._heads: dict[int, bytes] = {}
-        """What a request begins with, by the size of its batch."""
+        self._max_rows = max(1, spec.max_batch_size)
+        self._gatherer = Gatherer(
+            self._call,
+            max_rows=self._max_rows,
+            places=partial(server.places, spec.name),
+            spare=server.spare,
+        )
 
-    async def infer(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    async def infer(self, batch: NDArray[np.uint8]) -> Outputs:
         """See `Model.infer`. The arrays are read-only.
 
         Raises:
             EngineUnavailable: Triton has not answered in time.
         """
-        step = max(1, self.spec.max_batch_size)
-        if len(batch) <= step:
-            return await self._run(batch)
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._run(batch[start : start + step]))
-                    for start in range(0, len(batch), step)
-                ]
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+        [tensor] = self.spec.inputs
+        if batch.shape[1:] != tuple(tensor.dims):
+            raise ServiceError(
+                f"the model {self.spec.name!r} takes {tensor.name!r} of {list(tensor.dims)}, not of"
+                f" {list(batch.shape[1:])}"
+            )
+        end = self._server.time_until()
+        step = self._max_rows
+        async with _answering_until(end):
+            if len(batch) <= step:
+                return await self._gatherer.infer(batch, end)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(self._gatherer.infer(batch[start : start + step], end))
+                        for start in range(0, len(batch), step)
+                    ]
+            except ExceptionGroup as failures:
+                raise failures.exceptions[0] from None
         parts = [task.result() for task in tasks]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    async def _run(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        response = await self._server.infer(self.spec, self._request(batch))
-        return _outputs(self.spec, response, len(batch))
+    async def _call(self, batches: Sequence[NDArray[np.uint8]], end: float) -> Outputs:
+        request = _Request(self.spec, batches)
+        response = await self._server.infer(self.spec, request, end)
+        return _outputs(self.spec, response, request.rows)
 
-    def _request(self, batch: NDArray[np.uint8]) -> bytes:
-        """A serialized `ModelInferRequest`.
 
-        Its last field, the pixels, is appended by hand: that copies them once instead of three
-        times.
+class _Request:
+    """What a model is asked: several batches' rows as one batch."""
+
+    def __init__(self, spec: ModelSpec, batches: Sequence[NDArray[np.uint8]]) -> None:
+        self.batches = batches
+        self.rows = sum(map(len, batches))
+        self._spec = spec
+
+    def through_connection(self) -> bytes:
+        """A serialized `ModelInferRequest` with the pixels in it.
+
+        They are its last field and appended by hand: that copies them once instead of three times.
         """
-        count = len(batch)
-        head = self._heads.get(count)
-        if head is None:
-            [tensor] = self.spec.inputs
-            described = pb.ModelInferRequest.InferInputTensor(
-                name=tensor.name, datatype=tensor.dtype, shape=batch.shape
-            )
-            message = pb.ModelInferRequest(model_name=self.spec.name, inputs=[described])
-            head = message.SerializeToString() + _PIXELS_TAG + _varint(batch.nbytes)
-            self._heads[count] = head
-        return b"".join((head, np.ascontiguousarray(batch).data))
+        size = sum(batch.nbytes for batch in self.batches)
+        head = self._describe().SerializeToString() + _PIXELS_TAG + _varint(size)
+        return b"".join((head, *(np.ascontiguousarray(batch).data for batch in self.batches)))
+
+    def through_memory(self, region: str, offset: int, size: int) -> bytes:
+        """A serialized `ModelInferRequest` that says where in a shared region the pixels are."""
+        message = self._describe()
+        parameters = message.inputs[0].parameters
+        parameters["shared_memory_region"].string_param = region
+        parameters["shared_memory_byte_size"].int64_param = size
+        if offset:
+            parameters["shared_memory_offset"].int64_param = offset
+        serialized: bytes = message.SerializeToString()
+        return serialized
+
+    def _describe(self) -> Any:
+        [tensor] = self._spec.inputs
+        described = pb.ModelInferRequest.InferInputTensor(
+            name=tensor.name, datatype=tensor.dtype, shape=(self.rows, *tensor.dims)
+        )
+        return pb.ModelInferRequest(model_name=self._spec.name, inputs=[described])
 
 
 class _Member:
     """One server."""
 
-    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None) -> None:
+    def __init__(
+        self, address: str, credentials: grpc.ChannelCredentials | None, share_memory: bool
+    ) -> None:
         self.address = address
         self._channel = (
             grpc.aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
@@ -266,9 +327,12 @@ class _Member:
         )
         # By the models' names. Times are the event loop's.
         self._mending: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._instances: dict[str, int] = {}
         self._checked: dict[str, float] = {}
         self._restarted: dict[str, float] = {}
         self._shunned_until = -math.inf
+        self._shares_memory = share_memory
+        self._regions: dict[str, SharedMemory] = {}
 
     def is_promising(self) -> bool:
         """Whether there is a connection, and no call has just got no answer.
@@ -278,6 +342,10 @@ class _Member:
         state = self._channel.get_state(try_to_connect=True)
         is_connected = state is grpc.ChannelConnectivity.READY
         return is_connected and asyncio.get_running_loop().time() >= self._shunned_until
+
+    def instances(self, name: str) -> int:
+        """How many copies of a model the server runs side by side, as far as it has said."""
+        return self._instances.get(name, 1)
 
     async def describe(self, name: str) -> ModelSpec:
         """The model, which is loaded where it is not.
@@ -308,8 +376,14 @@ class _Member:
                 f" is made of: its configuration has no parameter {SHA256_PARAMETER!r}. Export it"
                 f" again (python -m scripts.export_models {name}) and have Triton load it anew"
             )
+        self._instances[name] = sum(
+            group.count * max(1, len(group.gpus)) for group in response.config.instance_group
+        )
+        spec = spec_of(response.config, sha256=sha256)
+        with _lost_calls(self.address):
+            await self._share_memory(spec)
         self._checked[name] = asyncio.get_running_loop().time()
-        return spec_of(response.config, sha256=sha256)
+        return spec
 
     def is_trusted(self, name: str) -> bool:
         """Whether the server was seen to hold the model just now."""
@@ -342,10 +416,17 @@ class _Member:
                     "Triton", f"{error}; have Triton load it as it was, or restart the service"
                 ) from None
 
-    def call(self, request: bytes, seconds: float) -> Awaitable[pb.ModelInferResponse]:
+    async def call(self, name: str, request: _Request, seconds: float) -> pb.ModelInferResponse:
         """One inference. Raises `AioRpcError`, as gRPC does."""
-        answer: Awaitable[pb.ModelInferResponse] = self._infer(request, timeout=seconds)
-        return answer
+        region = self._regions.get(name)
+        place = region.write(request.batches) if region else None
+        if region is None or place is None:
+            return await self._infer(request.through_connection(), timeout=seconds)
+        try:
+            return await self._infer(request.through_memory(region.name, *place), timeout=seconds)
+        finally:
+            # A server that reads it later, for a call that was given up, is not listened to.
+            region.release(place[0])
 
     async def mend(self, name: str, failure: grpc.aio.AioRpcError, *, since: float) -> NoReturn:
         """Does what can be done about a call that failed and was made at that time.
@@ -375,8 +456,59 @@ class _Member:
         )
 
     async def close(self) -> None:
-        """Cancels what is in flight and closes the connection."""
+        """Cancels what is in flight, gives shared memory up and closes the connection."""
+        regions = list(self._regions.values())
+        self._regions.clear()
+        for region in regions:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await self._forget(region.name)
+            region.close()
         await self._channel.close()
+
+    async def _share_memory(self, spec: ModelSpec) -> None:
+        """Has the server open the region of memory for a model, where it can and has not.
+
+        Raises:
+            AioRpcError: the server is lost.
+        """
+        if not self._shares_memory or any(size < 1 for size in spec.inputs[0].dims):
+            return
+        region = self._regions.get(spec.name)
+        try:
+            if region is None:
+                region = await asyncio.to_thread(
+                    SharedMemory,
+                    self.instances(spec.name) + _SPARE_CALLS,
+                    min(_PLACE_BYTES, max(1, spec.max_batch_size) * math.prod(spec.inputs[0].dims)),
+                )
+                for abandoned in await asyncio.to_thread(SharedMemory.remove_abandoned):
+                    await self._forget(abandoned)
+            known = await self._calls.SystemSharedMemoryStatus(
+                pb.SystemSharedMemoryStatusRequest(), timeout=_time_left()
+            )
+            if region.name not in known.regions:
+                await self._calls.SystemSharedMemoryRegister(
+                    pb.SystemSharedMemoryRegisterRequest(
+                        name=region.name, key=f"/{region.name}", byte_size=region.size
+                    ),
+                    timeout=_time_left(),
+                )
+            self._regions[spec.name] = region
+        except (OSError, grpc.aio.AioRpcError) as error:
+            self._regions.pop(spec.name, None)
+            if region is not None:
+                region.close()
+            if isinstance(error, grpc.aio.AioRpcError) and _is_lost(error):
+                raise
+            reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+            _log.info("triton.shares_no_memory", address=self.address, reason=reason)
+            self._shares_memory = False
+
+    async def _forget(self, region: str) -> None:
+        await self._calls.SystemSharedMemoryUnregister(
+            pb.SystemSharedMemoryUnregisterRequest(name=region),
+            timeout=min(_CLOSE_SECONDS, _time_left()),
+        )
 
     async def _load(self, name: str) -> None:
         _log.info("triton.loads_model", address=self.address, model=name)

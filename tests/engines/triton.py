@@ -111,12 +111,12 @@ class TritonProcess(EngineProcess):
                 return False
 
     def executions(self, model: str) -> tuple[int, int]:
-        """How many requests a model has answered since it was loaded, and in how many batches."""
+        """How many rows a model has answered since it was loaded, and in how many batches."""
         with self._channel() as channel:
             calls = GRPCInferenceServiceStub(channel)
             answer = calls.ModelStatistics(pb.ModelStatisticsRequest(name=model), timeout=10)
         [statistics] = answer.model_stats
-        return statistics.inference_stats.success.count, statistics.execution_count
+        return statistics.inference_count, statistics.execution_count
 
     def unload(self, model: str) -> None:
         """Has the server unload a model, as an operator would."""
@@ -166,7 +166,13 @@ class TritonProcess(EngineProcess):
             return set()
         with contextlib.suppress(psutil.Error):
             maps = psutil.Process(self.process.pid).memory_maps()
-            return {Path(each.path) for each in maps if Path(each.path).parent == _SHARED_MEMORY}
+            paths = {Path(each.path) for each in maps}
+            # Others are its clients'.
+            return {
+                path
+                for path in paths
+                if path.parent == _SHARED_MEMORY and path.name.startswith("triton_")
+            }
         return set()
 
     def _channel(self) -> grpc.Channel:

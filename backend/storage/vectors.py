@@ -468,6 +468,14 @@ class MilvusServer(_Milvus):
         except EngineUnavailable as error:
             if reason := _tls_problem(str(error.__cause__)):
                 raise ConfigurationError(f"Milvus at {options.address}: {reason}") from error
+            if options.tls:
+                # gRPC says nothing of TLS where a handshake is not answered, and tells only of the
+                # last address that it has tried: of localhost's two, say, the one where nobody is.
+                raise EngineUnavailable(
+                    error.engine,
+                    f"{error}; if it never answers, see whether it speaks TLS, which MILVUS_TLS"
+                    " asks for",
+                ) from error
             raise
         except ServiceError as error:
             raise ConfigurationError(

@@ -30,6 +30,7 @@ from backend.storage.catalog import (
     Catalog,
     Collection,
     CollectionState,
+    EnsureHeld,
     Image,
     LoadState,
     NewImage,
@@ -214,11 +215,14 @@ class PhotoWriter:
         await self.finish(self._delete(collection, image_ids))
 
     async def _delete(self, collection: Collection, image_ids: Sequence[int]) -> None:
-        async with self.turn():
+        async with self.turn() as ensure_held:
             await self._catalog.begin_delete_images(image_ids)
-            await self._finish_delete(collection, image_ids)
+            await self._finish_delete(collection, image_ids, ensure_held)
 
-    async def _finish_delete(self, collection: Collection, image_ids: Sequence[int]) -> None:
+    async def _finish_delete(
+        self, collection: Collection, image_ids: Sequence[int], ensure_held: EnsureHeld
+    ) -> None:
+        await ensure_held()  # a photo that has come again meanwhile has its old id
         await self._vectors.delete_images(collection.store, image_ids)
         await self._catalog.finish_delete_images(image_ids)
 
@@ -260,8 +264,8 @@ class PhotoWriter:
 
         Another process may see the folder elsewhere, or another one.
         """
-        async with self.turn():  # in which every upload's file is written
-            await self._sweep_uploads()
+        async with self.turn() as ensure_held:  # in which every upload's file is written
+            await self._sweep_uploads(ensure_held)
 
     async def _mend(self) -> None:
         """Undoes or finishes what an outage has left."""
@@ -279,12 +283,12 @@ class PhotoWriter:
         for collection_id in set(self._unsure) - {collection.id for collection in ready}:
             del self._unsure[collection_id]
         for collection in ready:
-            async with self.turn():
+            async with self.turn() as ensure_held:
                 now = await self._catalog.collection_by_id(collection.id)
                 if now is not None and now.state == "ready":
-                    await self._mend_collection(now)
+                    await self._mend_collection(now, ensure_held)
 
-    async def _mend_collection(self, collection: Collection) -> None:
+    async def _mend_collection(self, collection: Collection, ensure_held: EnsureHeld) -> None:
         # Within a turn to write, no row is `pending` or `deleting` but those that were broken off.
         if not await self._vectors.exists(collection.store):
             if not self._owns:
@@ -293,17 +297,20 @@ class PhotoWriter:
                     " see that the settings lead to the engine that has; if they are lost, start"
                     " the service, which says so and makes them anew with the next load"
                 )
+            await ensure_held()
             await self._forget_vectors(collection)
         await self._vectors.create(collection.store, collection.dim)
         async for page in self._catalog.images(collection.id, ["deleting"]):
-            await self._finish_delete(collection, [image.id for image in page])
+            await self._finish_delete(collection, [image.id for image in page], ensure_held)
             _log.info("recovery.deleted", collection=collection.name, photos=len(page))
         async for page in self._catalog.images(collection.id, ["pending", "undoing"]):
+            await ensure_held()
             await self._undo(collection, [image.id for image in page])
             _log.info("recovery.undone", collection=collection.name, photos=len(page))
         unsure = sorted(self._unsure.get(collection.id, ()))
         if unsure:
             object_ids = await self._catalog.object_ids_of_images(unsure)
+            await ensure_held()
             await self._vectors.delete_images(collection.store, unsure, keep=object_ids)
             del self._unsure[collection.id]
 
@@ -323,7 +330,7 @@ class PhotoWriter:
         if failed:
             _log.error("recovery.vectors_gone", collection=collection.name, photos=failed)
 
-    async def _sweep_uploads(self) -> None:
+    async def _sweep_uploads(self, ensure_held: EnsureHeld) -> None:
         """Removes the files of uploads that were never acknowledged.
 
         A file is known by the hash that it is named by. Where the catalog has it at another path,
@@ -332,6 +339,7 @@ class PhotoWriter:
         ready = {collection.id for collection in await self._catalog.collections("ready")}
         for collection_id in await self._in_file_thread(self._uploads.collections):
             if collection_id not in ready:
+                await ensure_held()
                 await self._in_file_thread(self._uploads.remove_collection, collection_id)
                 continue
             files = await self._in_file_thread(self._uploads.files, collection_id)
@@ -347,6 +355,7 @@ class PhotoWriter:
                     if os.path.basename(row.path) == path.name
                 ]
                 if not rows:
+                    await ensure_held()
                     await self._in_file_thread(self._uploads.remove, path)
                     _log.info("recovery.upload_removed", path=str(path))
                 elif all(row.path != str(path) for row in rows):
@@ -362,8 +371,10 @@ class PhotoWriter:
     # Turns and ends
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def turn(self) -> AsyncIterator[EnsureHeld]:
         """Keeps every other writer out, those of other processes included.
+
+        What it gives is to be called before what cannot be taken back; see `Catalog.exclusive`.
 
         Raises:
             Unavailable: the others take longer than the deadline.
@@ -377,8 +388,8 @@ class PhotoWriter:
                 f"other photos are still being written to {engine}: try again later"
             ) from None
         try:
-            async with self._catalog.exclusive():
-                yield
+            async with self._catalog.exclusive() as ensure_held:
+                yield ensure_held
         finally:
             self._writing.release()
 

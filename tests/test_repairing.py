@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import pytest
 
 from backend.app import Services, open_services
 from backend.checking import CollectionReport, check_collection
-from backend.errors import EmbedderMismatch
+from backend.errors import EmbedderMismatch, EngineUnavailable
 from backend.settings import Settings
 from backend.storage.catalog import Collection, path_key
 from backend.storage.vectors import ObjectVector
+from tests.engines.mariadb import MariaDBProcess
 from tests.photos import draw_photo, encode, write_photos
 from tests.service import REPOSITORY, Service, as_flags
 
@@ -74,6 +75,35 @@ async def test_vectors_of_no_object_are_removed(services: Services, tmp_path: Pa
     assert report.orphaned == {10**6}
     await services.repairer.remove_strays(report)
     assert await services.vectors.ids(collection.store) == before
+    assert (await _check(services)).is_consistent
+
+
+@pytest.mark.parametrize("combination", ["mysql"], indirect=True)
+async def test_strays_stay_where_the_turn_was_lost(
+    services: Services,
+    settings: Settings,
+    mysql_server: MariaDBProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_photos(tmp_path / "photos", 1)
+    collection = await _load(services, tmp_path / "photos")
+    [stray] = np.eye(1, collection.dim, dtype=np.float32)
+    await services.vectors.upsert(collection.store, [ObjectVector(10**6, 10**6, "cat", 0.5, stray)])
+    report = await _check(services)
+    object_ids = services.catalog.object_ids
+
+    async def object_ids_before_the_turn_is_lost(collection_id: int) -> set[int]:
+        found = await object_ids(collection_id)
+        await asyncio.to_thread(mysql_server.drop_connections, settings.mysql_db)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(services.catalog, "object_ids", object_ids_before_the_turn_is_lost)
+        with pytest.raises(EngineUnavailable, match="MySQL"):
+            await services.repairer.remove_strays(report)
+    assert (await _check(services)).orphaned == {10**6}
+    await services.repairer.remove_strays(report)
     assert (await _check(services)).is_consistent
 
 
@@ -256,6 +286,39 @@ async def test_what_is_uploaded_or_removed_meanwhile_is_caught_up_with(
         for upload in uploads:
             [hit] = await services.searcher.search(upload, "t", 1)
             assert hit.distance < 1e-3
+
+
+@pytest.mark.parametrize("combination", ["milvus+mysql"], indirect=True)
+async def test_what_another_process_writes_when_the_turn_is_lost_is_caught_up_with(
+    settings: Settings,
+    other_embedder: Path,
+    mysql_server: MariaDBProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_photos(tmp_path / "photos", 3)
+    upload = encode(draw_photo(50))
+    changed = settings.model_copy(update={"model_repository": other_embedder})
+    async with open_services(settings) as service, open_services(changed, owns=False) as command:
+        collection = await _load(service, tmp_path / "photos")
+        delete = command.vectors.delete
+        deletes = 0
+
+        async def delete_and_lose_the_turn(store: str, ids: Sequence[int]) -> None:
+            nonlocal deletes
+            deletes += 1
+            await delete(store, ids)
+            if deletes == 1:
+                await asyncio.to_thread(mysql_server.drop_connections, settings.mysql_db)
+                await service.indexer.add_photo(upload, "t")
+
+        monkeypatch.setattr(command.vectors, "delete", delete_and_lose_the_turn)
+        await command.repairer.embed_anew(collection)
+        assert deletes == 2
+        report = await _check(command)
+        assert (report.is_consistent, report.photos) == (True, 4)
+        [hit] = await command.searcher.search(upload, "t", 1)
+        assert hit.distance < 1e-3
 
 
 # The command

@@ -18,7 +18,7 @@ import structlog
 from aiohttp import web
 
 from backend.app import Services, create_app, open_services
-from backend.checking import CollectionReport, check_collection
+from backend.checking import CollectionReport, check_collections
 from backend.console import print_reports, show_embedding, show_load, stderr
 from backend.errors import ConfigurationError, ServiceError
 from backend.http.services import RUNNING
@@ -228,18 +228,9 @@ async def _check(settings: Settings, options: dict[str, Any]) -> int:
 
 
 async def _reports(services: Services) -> list[CollectionReport]:
-    reports = []
-    for collection in await services.catalog.collections("ready"):
-        async with services.writer.turn():  # a service beside this command writes nothing then
-            now = await services.catalog.collection_by_id(collection.id)
-            if now is None or now.state != "ready":
-                continue  # it was dropped meanwhile
-            reports.append(
-                await check_collection(
-                    now, services.catalog, services.vectors, services.analyzer.embedder
-                )
-            )
-    return reports
+    return await check_collections(
+        services.catalog, services.vectors, services.analyzer.embedder, services.writer
+    )
 
 
 async def _repair(services: Services, report: CollectionReport) -> None:

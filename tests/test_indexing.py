@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from backend.app import Services, open_services
-from backend.checking import check_collection
+from backend.checking import check_collections
 from backend.errors import Conflict, EngineUnavailable, InvalidImage, Unavailable
 from backend.settings import Settings
 from backend.storage.catalog import ImageState, NewImage, NewObject, path_key
@@ -40,10 +40,9 @@ async def _states(services: Services, name: str = "t") -> list[str]:
 
 
 async def _assert_consistent(services: Services) -> None:
-    for collection in await services.catalog.collections("ready"):
-        report = await check_collection(
-            collection, services.catalog, services.vectors, services.analyzer.embedder
-        )
+    for report in await check_collections(
+        services.catalog, services.vectors, services.analyzer.embedder, services.writer
+    ):
         assert (report.missing, report.orphaned) == (set(), set())
 
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from backend.app import Services, open_services
-from backend.checking import CollectionReport, check_collection
+from backend.checking import CollectionReport, check_collections
+from backend.deadlines import deadline
 from backend.errors import EmbedderMismatch, EngineUnavailable
 from backend.settings import Settings
-from backend.storage.catalog import Collection, path_key
+from backend.storage.catalog import Collection, Image, ImageState, path_key
 from backend.storage.vectors import ObjectVector
 from tests.engines.mariadb import MariaDBProcess
 from tests.photos import draw_photo, encode, write_photos
@@ -33,12 +34,15 @@ async def _load(services: Services, folder: Path) -> Collection:
     return load.collection
 
 
-async def _check(services: Services, name: str = "t") -> CollectionReport:
-    collection = await services.catalog.collection(name)
-    assert collection is not None
-    return await check_collection(
-        collection, services.catalog, services.vectors, services.analyzer.embedder
+async def _check_all(services: Services) -> list[CollectionReport]:
+    return await check_collections(
+        services.catalog, services.vectors, services.analyzer.embedder, services.writer
     )
+
+
+async def _check(services: Services) -> CollectionReport:
+    [report] = await _check_all(services)
+    return report
 
 
 async def _finds_itself(services: Services, photo: Path) -> bool:
@@ -126,6 +130,52 @@ async def test_photos_that_are_gone_are_removed_but_not_what_may_be_unmounted(
     report = await _check(services)
     assert (report.gone, len(report.unreachable), report.is_consistent) == ([], 3, True)
     assert await _finds_itself(services, kept)
+
+
+async def test_photos_come_and_go_while_a_check_looks_at_files(
+    services: Services, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [_, gone, removed, back] = write_photos(tmp_path / "photos", 4)
+    collection = await _load(services, tmp_path / "photos")
+    photo = back.read_bytes()
+    for path in (gone, removed, back):
+        path.unlink()
+    uploaded: list[int] = []
+    images_by_id = services.catalog.images_by_id
+
+    async def images_by_id_while_photos_come_and_go(image_ids: Sequence[int]) -> list[Image]:
+        with deadline(10):  # it does not wait for the check
+            uploaded.append(await services.indexer.add_photo(encode(draw_photo(50)), "t"))
+            rows = await services.catalog.images_by_key(collection.id, [path_key(str(removed))])
+            await services.writer.delete(collection, [row.id for row in rows.values()])
+        back.write_bytes(photo)
+        return await images_by_id(image_ids)
+
+    monkeypatch.setattr(services.catalog, "images_by_id", images_by_id_while_photos_come_and_go)
+    report = await _check(services)
+    assert len(uploaded) == 1
+    assert [image.path for image in report.gone] == [str(gone)]
+    assert (report.photos, report.is_consistent) == (4, True)
+
+
+async def test_a_collection_that_is_dropped_under_a_check_is_not_reported(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await services.indexer.add_photo(encode(draw_photo(50)), "t")
+    await services.indexer.add_photo(encode(draw_photo(51)), "other")
+    images = services.catalog.images
+
+    async def images_while_they_are_dropped(
+        collection_id: int, states: Sequence[ImageState]
+    ) -> AsyncIterator[list[Image]]:
+        async for page in images(collection_id, states):
+            with deadline(10):
+                await services.indexer.drop("t")
+            yield page
+
+    monkeypatch.setattr(services.catalog, "images", images_while_they_are_dropped)
+    [report] = await _check_all(services)
+    assert (report.collection.name, report.gone) == ("other", [])
 
 
 async def test_a_failed_photo_is_indexed_once_it_can_be_read(

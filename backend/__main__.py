@@ -81,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         "--repair",
         action="store_true",
         help="mend what is found: remove stray vectors and photos that are gone, index again what"
-        " lacks vectors or has failed, embed anew what another embedder has filled",
+        " lacks vectors or has failed, embed anew what another embedder has filled or the vector"
+        " engine has lost",
     )
     return parser
 
@@ -213,7 +214,7 @@ async def _load(settings: Settings, options: dict[str, Any]) -> int:
 
 
 async def _check(settings: Settings, options: dict[str, Any]) -> int:
-    async with open_services(settings, owns=False) as services:
+    async with open_services(settings, owns=False, repairs=True) as services:
         reports = await _reports(services)
         if options["repair"]:
             print_reports(reports)
@@ -235,8 +236,9 @@ async def _reports(services: Services) -> list[CollectionReport]:
 
 async def _repair(services: Services, report: CollectionReport) -> None:
     repairer = services.repairer
-    await repairer.remove_strays(report)
     collection = report.collection
+    if not report.lost:
+        await repairer.remove_strays(report)
     if report.needs_embedding:
         await show_embedding(collection, partial(repairer.embed_anew, collection))
     elif load := await repairer.index_again(report):

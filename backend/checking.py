@@ -27,6 +27,7 @@ class CollectionReport:
             mounted: nobody can tell whether they still exist.
         other_embedder: its vectors are not those of the embedder in use.
         dimension: of the vectors in the store, where it is not the one that the catalog has.
+        lost: the vector engine does not have the store; all objects are missing.
     """
 
     collection: Collection
@@ -39,6 +40,7 @@ class CollectionReport:
     failures: list[Failure] = field(default_factory=list)
     other_embedder: bool = False
     dimension: int | None = None
+    lost: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The report for programs; ids in ascending order."""
@@ -50,6 +52,7 @@ class CollectionReport:
             "dimension_in_store": self.dimension or self.collection.dim,
             "photos": self.photos,
             "objects": self.objects,
+            "lost": self.lost,
             "missing": sorted(self.missing),
             "orphaned": sorted(self.orphaned),
             "gone": [image.path for image in self.gone],
@@ -60,12 +63,12 @@ class CollectionReport:
     @property
     def needs_embedding(self) -> bool:
         """Whether all its vectors have to be made anew to be of use."""
-        return self.other_embedder or self.dimension is not None
+        return self.other_embedder or self.dimension is not None or self.lost
 
     @property
     def is_consistent(self) -> bool:
         """Whether the catalog and the vector store hold the same objects."""
-        return not self.missing and not self.orphaned and self.dimension is None
+        return not (self.missing or self.orphaned or self.lost) and self.dimension is None
 
 
 async def check_collections(
@@ -97,11 +100,14 @@ async def _compare(
             return None
         report = CollectionReport(now)
         report.other_embedder = now.embedder_sha256 != embedder.sha256
-        dimension = await vectors.dimension(now.store)
-        if dimension != now.dim:
-            report.dimension = dimension
+        report.lost = not await vectors.exists(now.store)
         in_catalog = await catalog.object_ids(now.id)
-        in_vectors = await vectors.ids(now.store)
+        in_vectors: set[int] = set()
+        if not report.lost:
+            dimension = await vectors.dimension(now.store)
+            if dimension != now.dim:
+                report.dimension = dimension
+            in_vectors = await vectors.ids(now.store)
         report.photos = await catalog.count_images(now.id)
     report.objects = len(in_catalog)
     report.missing = in_catalog - in_vectors

@@ -18,7 +18,7 @@ import structlog
 from aiohttp import web
 
 from backend.app import Services, create_app, open_services
-from backend.checking import CollectionReport, check_collection
+from backend.checking import CollectionReport, check_collections
 from backend.console import print_reports, show_embedding, show_load, stderr
 from backend.errors import ConfigurationError, ServiceError
 from backend.http.services import RUNNING
@@ -81,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         "--repair",
         action="store_true",
         help="mend what is found: remove stray vectors and photos that are gone, index again what"
-        " lacks vectors or has failed, embed anew what another embedder has filled",
+        " lacks vectors or has failed, embed anew what another embedder has filled or the vector"
+        " engine has lost",
     )
     return parser
 
@@ -213,7 +214,7 @@ async def _load(settings: Settings, options: dict[str, Any]) -> int:
 
 
 async def _check(settings: Settings, options: dict[str, Any]) -> int:
-    async with open_services(settings, owns=False) as services:
+    async with open_services(settings, owns=False, repairs=True) as services:
         reports = await _reports(services)
         if options["repair"]:
             print_reports(reports)
@@ -228,24 +229,16 @@ async def _check(settings: Settings, options: dict[str, Any]) -> int:
 
 
 async def _reports(services: Services) -> list[CollectionReport]:
-    reports = []
-    for collection in await services.catalog.collections("ready"):
-        async with services.writer.turn():  # a service beside this command writes nothing then
-            now = await services.catalog.collection_by_id(collection.id)
-            if now is None or now.state != "ready":
-                continue  # it was dropped meanwhile
-            reports.append(
-                await check_collection(
-                    now, services.catalog, services.vectors, services.analyzer.embedder
-                )
-            )
-    return reports
+    return await check_collections(
+        services.catalog, services.vectors, services.analyzer.embedder, services.writer
+    )
 
 
 async def _repair(services: Services, report: CollectionReport) -> None:
     repairer = services.repairer
-    await repairer.remove_strays(report)
     collection = report.collection
+    if not report.lost:
+        await repairer.remove_strays(report)
     if report.needs_embedding:
         await show_embedding(collection, partial(repairer.embed_anew, collection))
     elif load := await repairer.index_again(report):

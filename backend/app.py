@@ -75,12 +75,13 @@ async def open_services(
     *,
     on_wait: OnWait = lambda engine, problem: None,
     owns: bool = True,
+    repairs: bool = False,
 ) -> AsyncIterator[Services]:
     """Opens engines and services, undoes what a crash has left, and closes all at the end.
 
     Waits for engines that are not there yet, each for itself. A command that may run beside the
     service does not own what it writes to: it neither removes uploaded files that it does not know
-    nor gives up photos whose vectors it does not find.
+    nor gives up photos whose vectors it does not find. One that repairs opens though all are lost.
 
     Raises:
         ConfigurationError: the models, the stored data and the settings do not fit together.
@@ -114,7 +115,7 @@ async def open_services(
         stack.push_async_callback(writer.close)
         indexer = Indexer(settings, catalog, analyzer, uploads, writer)
         stack.push_async_callback(indexer.close)
-        await _when_available(writer.recover, on_wait)
+        await _when_available(partial(writer.recover, repairs=repairs), on_wait)
         if owns:
             await _when_available(writer.sweep_uploads, on_wait)
         yield Services(

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +10,9 @@ from backend.indexing import Failure
 from backend.serving.models import Embedder
 from backend.storage.catalog import Catalog, Collection, Image
 from backend.storage.vectors import VectorStore
+from backend.writing import PhotoWriter
 
-__all__ = ["CollectionReport", "check_collection"]
+__all__ = ["CollectionReport", "check_collections"]
 
 
 @dataclass
@@ -25,6 +27,7 @@ class CollectionReport:
             mounted: nobody can tell whether they still exist.
         other_embedder: its vectors are not those of the embedder in use.
         dimension: of the vectors in the store, where it is not the one that the catalog has.
+        lost: the vector engine does not have the store; all objects are missing.
     """
 
     collection: Collection
@@ -37,6 +40,7 @@ class CollectionReport:
     failures: list[Failure] = field(default_factory=list)
     other_embedder: bool = False
     dimension: int | None = None
+    lost: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The report for programs; ids in ascending order."""
@@ -48,6 +52,7 @@ class CollectionReport:
             "dimension_in_store": self.dimension or self.collection.dim,
             "photos": self.photos,
             "objects": self.objects,
+            "lost": self.lost,
             "missing": sorted(self.missing),
             "orphaned": sorted(self.orphaned),
             "gone": [image.path for image in self.gone],
@@ -58,40 +63,77 @@ class CollectionReport:
     @property
     def needs_embedding(self) -> bool:
         """Whether all its vectors have to be made anew to be of use."""
-        return self.other_embedder or self.dimension is not None
+        return self.other_embedder or self.dimension is not None or self.lost
 
     @property
     def is_consistent(self) -> bool:
         """Whether the catalog and the vector store hold the same objects."""
-        return not self.missing and not self.orphaned and self.dimension is None
+        return not (self.missing or self.orphaned or self.lost) and self.dimension is None
 
 
-async def check_collection(
-    collection: Collection, catalog: Catalog, vectors: VectorStore, embedder: Embedder
-) -> CollectionReport:
-    """Compares one collection; it must not be written to meanwhile."""
-    report = CollectionReport(collection)
-    report.other_embedder = collection.embedder_sha256 != embedder.sha256
-    dimension = await vectors.dimension(collection.store)
-    if dimension != collection.dim:
-        report.dimension = dimension
-    in_catalog = await catalog.object_ids(collection.id)
-    in_vectors = await vectors.ids(collection.store)
+async def check_collections(
+    catalog: Catalog, vectors: VectorStore, embedder: Embedder, writer: PhotoWriter
+) -> list[CollectionReport]:
+    """Compares every collection that is ready; photos may come and go meanwhile."""
+    reports = []
+    for collection in await catalog.collections("ready"):
+        report = await _compare(collection, catalog, vectors, embedder, writer)
+        if report is not None:
+            await _look_at_photos(report, catalog)
+            now = await catalog.collection_by_id(collection.id)
+            if now is not None and now.state == "ready":  # else its files have gone under the look
+                reports.append(report)
+    return reports
+
+
+async def _compare(
+    collection: Collection,
+    catalog: Catalog,
+    vectors: VectorStore,
+    embedder: Embedder,
+    writer: PhotoWriter,
+) -> CollectionReport | None:
+    """Compares what the two hold at one moment; None where the collection was dropped."""
+    async with writer.turn():  # a service beside this command writes nothing then
+        now = await catalog.collection_by_id(collection.id)
+        if now is None or now.state != "ready":
+            return None
+        report = CollectionReport(now)
+        report.other_embedder = now.embedder_sha256 != embedder.sha256
+        report.lost = not await vectors.exists(now.store)
+        in_catalog = await catalog.object_ids(now.id)
+        in_vectors: set[int] = set()
+        if not report.lost:
+            dimension = await vectors.dimension(now.store)
+            if dimension != now.dim:
+                report.dimension = dimension
+            in_vectors = await vectors.ids(now.store)
+        report.photos = await catalog.count_images(now.id)
     report.objects = len(in_catalog)
     report.missing = in_catalog - in_vectors
     report.orphaned = in_vectors - in_catalog
-    async for page in catalog.images(collection.id, ["indexed"]):
-        report.photos += len(page)
-        gone, unreachable = await asyncio.to_thread(_gone, page)
-        report.gone += gone
-        report.unreachable += unreachable
-    async for page in catalog.images(collection.id, ["failed"]):
-        report.failures += [Failure(image.path, image.error or "") for image in page]
     return report
 
 
-def _gone(images: list[Image]) -> tuple[list[Image], list[str]]:
-    missing = [image for image in images if not os.path.exists(image.path)]
+async def _look_at_photos(report: CollectionReport, catalog: Catalog) -> None:
+    async for page in catalog.images(report.collection.id, ["indexed"]):
+        if missing := await asyncio.to_thread(_missing, page):
+            # One may have been removed, or have come again, since its row was read.
+            now = await catalog.images_by_id([image.id for image in missing])
+            indexed = [image for image in now if image.state == "indexed"]
+            gone, unreachable = await asyncio.to_thread(_gone, indexed)
+            report.gone += gone
+            report.unreachable += unreachable
+    async for page in catalog.images(report.collection.id, ["failed"]):
+        report.failures += [Failure(image.path, image.error or "") for image in page]
+
+
+def _missing(images: Sequence[Image]) -> list[Image]:
+    return [image for image in images if not os.path.exists(image.path)]
+
+
+def _gone(images: Sequence[Image]) -> tuple[list[Image], list[str]]:
+    missing = _missing(images)
     # A folder that is empty may be the place where a disk is mounted at other times.
     return (
         [image for image in missing if _holds_something(os.path.dirname(image.path))],

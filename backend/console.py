@@ -130,6 +130,13 @@ def print_reports(reports: Sequence[CollectionReport]) -> None:
     stderr.print(table)
     for report in reports:
         name = report.collection.name
+        if report.lost:
+            stderr.print(
+                f"The vectors of {name} are lost, or the settings lead to another vector engine:"
+                " where they do not, --repair makes the vectors anew",
+                markup=False,
+                soft_wrap=True,
+            )
         if report.gone:
             title = f"{len(report.gone)} photos of {name} are gone from the disk:"
             _print_lines(title, [image.path for image in report.gone])

@@ -1,6 +1,7 @@
 """The error tree. Each class carries the HTTP status that it becomes.
 
     ServiceError                 500
+    ├── VectorsLost              500  a collection's vectors are not where they should be
     ├── InvalidInput             400  a value that the caller sent is not usable
     │   └── InvalidImage         400  bytes that are no readable photo
     ├── NotFound                 404
@@ -33,6 +34,7 @@ __all__ = [
     "TooLarge",
     "Unavailable",
     "UnsupportedFormat",
+    "VectorsLost",
 ]
 
 
@@ -40,6 +42,17 @@ class ServiceError(Exception):
     """Base of all errors that a client is told about."""
 
     status: ClassVar[int] = 500
+
+
+class VectorsLost(ServiceError):
+    """The vector engine does not have a collection of the catalog's; waiting does not help."""
+
+    def __init__(self, engine: str, collection: str) -> None:
+        super().__init__(
+            f"{engine} has no vectors of collection {collection!r}: see that the settings lead to"
+            " the engine that has; if they are lost, python -m backend check --repair makes them"
+            " anew"
+        )
 
 
 class InvalidInput(ServiceError, ValueError):

@@ -15,7 +15,7 @@ import numpy as np
 import structlog
 
 from backend.analysis import PhotoAnalyzer
-from backend.deadlines import deadline
+from backend.deadlines import deadline, time_left
 from backend.errors import EngineUnavailable, ServiceError
 from backend.storage.catalog import Catalog
 from backend.storage.vectors import VectorStore
@@ -73,16 +73,24 @@ class Readiness:
         if not collections:
             await self._vectors.exists("readiness")
             return
-        collection = collections[0]
-        try:
-            await self._vectors.search(
-                collection.store, np.eye(1, collection.dim, dtype=np.float32), limit=1
-            )
-        except EngineUnavailable:
-            # It may have been dropped or replaced under the search. And an engine that works but
-            # has lost the collection is not away: it is for the mending to find that out.
-            if await self._vectors.exists(collection.store):
-                raise
+        # One collection that can be searched is enough: that another cannot is its own trouble. It
+        # is given half of the time that is left, so that the others have their turn.
+        trouble: EngineUnavailable | None = None
+        for collection in collections:
+            share = 1.0 if collection is collections[-1] else 0.5
+            try:
+                with deadline(time_left(_PROBE_SECONDS) * share):
+                    await self._vectors.search(
+                        collection.store, np.eye(1, collection.dim, dtype=np.float32), limit=1
+                    )
+                return
+            except EngineUnavailable as error:
+                # It may have been dropped or replaced under the search. And an engine that works
+                # but has lost the collection is not away: it is for the mending to find that out.
+                if await self._vectors.exists(collection.store):
+                    trouble = error
+        if trouble is not None:
+            raise trouble
 
 
 async def _probe(engine: str, work: Callable[[], Awaitable[object]]) -> EngineState:

@@ -73,13 +73,14 @@ class Repairer:
     async def remove_strays(self, report: CollectionReport) -> None:
         """Removes vectors of no object, and photos that are gone while their folders are not."""
         collection = report.collection
-        async with self._writer.turn():
+        async with self._writer.turn() as ensure_held:
             await self._check_same(collection)
             if collection.other_store is not None:  # embedding anew was broken off
                 await self._vectors.drop(collection.other_store)
                 await self._catalog.finish_replacement(collection.id, collection.other_store)
             # Of those that were found, what is no object's still: photos come and go meanwhile.
             orphaned = report.orphaned - await self._catalog.object_ids(collection.id)
+            await ensure_held()
             await self._vectors.delete(collection.store, sorted(orphaned))
         # Uploaded again, say, a photo is back with the same id.
         gone = await asyncio.to_thread(_still_gone, report.gone)
@@ -135,7 +136,23 @@ class Repairer:
                 await self._indexer.patiently(None, embed)
                 done.photos += len(part)
                 on_progress(done.photos, max(done.photos, total))
-        async with self._writer.turn():
+        swap = partial(self._take_place, collection, new, embedded, failed)
+        done.objects = await self._indexer.patiently(None, swap)
+        await self._vectors.drop(collection.store)
+        await self._catalog.finish_replacement(collection.id, collection.store)
+        done.failures = list(failed.values())
+        _log.info("collection.embedded_anew", collection=new.name, objects=done.objects)
+        return done
+
+    async def _take_place(
+        self,
+        collection: Collection,
+        new: Collection,
+        embedded: set[int],
+        failed: dict[int, Failure],
+    ) -> int:
+        """Lets the new store take the old one's place; returns how many objects it has."""
+        async with self._writer.turn() as ensure_held:
             current = await self._catalog.object_ids(collection.id)
             late = await self._catalog.places(sorted(current - embedded))
             late_ids = {place.image_id for place in late.values()}
@@ -144,7 +161,7 @@ class Repairer:
             failed.clear()
             await self._embed(new, late_images, embedded, failed)
             await self._vectors.delete(new.store, sorted(embedded - current))
-            done.objects = len(embedded & current)
+            await ensure_held()
             if not await self._catalog.replace_vectors(
                 collection,
                 store=new.store,
@@ -158,11 +175,7 @@ class Repairer:
                     " it again"
                 )
             await self._catalog.fail_photos(sorted(failed), _CHANGED)
-        await self._vectors.drop(collection.store)
-        await self._catalog.finish_replacement(collection.id, collection.store)
-        done.failures = list(failed.values())
-        _log.info("collection.embedded_anew", collection=new.name, objects=done.objects)
-        return done
+        return len(embedded & current)
 
     async def _check_same(self, collection: Collection) -> Collection:
         """The collection as it is now; within a turn to write.

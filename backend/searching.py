@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.analysis import PhotoAnalyzer
-from backend.errors import EngineUnavailable
+from backend.errors import EngineUnavailable, VectorsLost
 from backend.names import check_collection_name
 from backend.storage.catalog import Catalog, Collection, ObjectPlace
-from backend.storage.vectors import MAX_HITS, VectorHit, VectorStore
+from backend.storage.vectors import MAX_HITS, StoreMissing, VectorHit, VectorStore
 
 __all__ = ["PhotoHit", "Searcher"]
 
@@ -57,6 +57,7 @@ class Searcher:
         Raises:
             InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`.
             EmbedderMismatch: the collection was filled by another embedder.
+            VectorsLost: the vector engine does not have the collection.
             EngineUnavailable: an engine does not answer, or not before the deadline.
         """
         collection = await self._catalog.collection(check_collection_name(name))
@@ -69,11 +70,13 @@ class Searcher:
         vectors = query.embeddings[:_MAX_QUERY_OBJECTS]
         try:
             return await self.nearest(collection, vectors, top_k)
-        except EngineUnavailable:
+        except EngineUnavailable as trouble:
             now = await self._now(collection)
             if now is None or now.state != "ready":
                 return []  # it was dropped under the search
             if now.store == collection.store:
+                if isinstance(trouble, StoreMissing) and await self._is_lost(collection):
+                    raise VectorsLost(self._vectors.engine_name, collection.name) from None
                 raise
         # It was embedded anew under the search.
         self._analyzer.check_collection(now)
@@ -84,6 +87,12 @@ class Searcher:
             return await self._catalog.collection_by_id(collection.id)
         except EngineUnavailable:
             return collection  # the failure before is what matters
+
+    async def _is_lost(self, collection: Collection) -> bool:
+        try:
+            return not await self._vectors.exists(collection.store)
+        except EngineUnavailable:
+            return False  # the failure before is what matters
 
     async def nearest(
         self, collection: Collection, vectors: NDArray[np.float32], top_k: int

@@ -5,7 +5,8 @@ Adding: (1) the photo's row `pending` with its objects, in one transaction; (2) 
 row `indexed`. Removing: `deleting`, the vectors, the rows. What was broken off in between is mended
 at the next start, or, where an engine was away, as soon as it is back: what is `pending` is undone
 and counts as failed, until the load that brought it, or its uploader, tries again; what is
-`deleting` is finished.
+`deleting` is finished. A collection that cannot be mended, since the vector engine has lost it or
+cannot load it, holds up nobody else: it is tried again before it is next written to.
 """
 
 import asyncio
@@ -23,13 +24,20 @@ from numpy.typing import NDArray
 
 from backend.analysis import PhotoAnalyzer
 from backend.deadlines import acquire
-from backend.errors import ConfigurationError, Conflict, EngineUnavailable, Unavailable
+from backend.errors import (
+    ConfigurationError,
+    Conflict,
+    EngineUnavailable,
+    Unavailable,
+    VectorsLost,
+)
 from backend.outages import Outages
 from backend.readiness import Readiness
 from backend.storage.catalog import (
     Catalog,
     Collection,
     CollectionState,
+    EnsureHeld,
     Image,
     LoadState,
     NewImage,
@@ -78,7 +86,8 @@ class PhotoWriter:
         owns: bool,
     ) -> None:
         """`owns`: it writes for the service, not for a command that may run beside it."""
-        self._owns = owns
+        self._gives_up = owns and not vectors.is_server
+        """Whether photos fail whose vectors are lost; on a server they may be elsewhere."""
         self.outages = Outages(Readiness(catalog, vectors, analyzer), self._mend)
         self._catalog = catalog
         self._vectors = vectors
@@ -89,6 +98,8 @@ class PhotoWriter:
         self._writing = asyncio.Lock()
         self._unsure: dict[int, set[int]] = {}
         """Photos of each collection of which a commit has failed: their vectors may still come."""
+        self._unmended: set[int] = set()
+        """Collections that were not mended, while the engines worked for others."""
         self._ended_loads: dict[int, tuple[LoadState, Mapping[str, int], str | None]] = {}
         self._unsettled = False  # whether a commit has been begun and not ended
         self._unfinished: set[asyncio.Task[Any]] = set()
@@ -98,6 +109,7 @@ class PhotoWriter:
 
         Raises:
             EmbedderMismatch: it was filled by another embedder.
+            VectorsLost: the vector engine does not have it.
         """
         return await self.finish(self._make_collection(name))
 
@@ -117,6 +129,7 @@ class PhotoWriter:
             if collection.state == "creating":
                 await self._vectors.create(collection.store, collection.dim)
                 await self._catalog.finish_collection(collection.id)
+        await self._mend_before_use(collection)
         return collection
 
     async def drop(self, collection: Collection) -> None:
@@ -163,6 +176,7 @@ class PhotoWriter:
             return image_id
 
     async def _add(self, collection: Collection, photos: Sequence[PreparedPhoto]) -> list[int]:
+        await self._mend_before_use(collection)
         async with self.turn():
             await self._check_ready(collection)
             return await self._write(collection, photos)
@@ -214,11 +228,15 @@ class PhotoWriter:
         await self.finish(self._delete(collection, image_ids))
 
     async def _delete(self, collection: Collection, image_ids: Sequence[int]) -> None:
-        async with self.turn():
+        await self._mend_before_use(collection)
+        async with self.turn() as ensure_held:
             await self._catalog.begin_delete_images(image_ids)
-            await self._finish_delete(collection, image_ids)
+            await self._finish_delete(collection, image_ids, ensure_held)
 
-    async def _finish_delete(self, collection: Collection, image_ids: Sequence[int]) -> None:
+    async def _finish_delete(
+        self, collection: Collection, image_ids: Sequence[int], ensure_held: EnsureHeld
+    ) -> None:
+        await ensure_held()  # a photo that has come again meanwhile has its old id
         await self._vectors.delete_images(collection.store, image_ids)
         await self._catalog.finish_delete_images(image_ids)
 
@@ -251,17 +269,40 @@ class PhotoWriter:
 
     # Mending
 
-    async def recover(self) -> None:
-        """Undoes or finishes what a crash has left; call it once, before anything else."""
+    async def recover(self, *, repairs: bool = False) -> None:
+        """Undoes or finishes what a crash has left; call it once, before anything else.
+
+        `repairs`: for a command that makes vectors anew, though all of them may be lost.
+
+        Raises:
+            ConfigurationError: the settings lead to a vector engine that has none of the vectors.
+        """
+        if not (self._gives_up or repairs):
+            await self._check_settings()
         await self._mend_collections()
+
+    async def _check_settings(self) -> None:
+        lost = []
+        for collection in await self._catalog.collections("ready"):
+            if await self._catalog.count_images(collection.id):
+                if await self._vectors.exists(collection.store):
+                    return
+                lost.append(collection.name)
+        if lost:
+            raise ConfigurationError(
+                f"{self._vectors.where}: {self._vectors.engine_name} there has the vectors of none"
+                f" of the catalog's collections that hold photos ({', '.join(lost)}): correct these"
+                " settings so that they lead to the engine that has; if the vectors are lost,"
+                " python -m backend check --repair makes them anew"
+            )
 
     async def sweep_uploads(self) -> None:
         """Removes the files of uploads that were never acknowledged; for the service alone.
 
         Another process may see the folder elsewhere, or another one.
         """
-        async with self.turn():  # in which every upload's file is written
-            await self._sweep_uploads()
+        async with self.turn() as ensure_held:  # in which every upload's file is written
+            await self._sweep_uploads(ensure_held)
 
     async def _mend(self) -> None:
         """Undoes or finishes what an outage has left."""
@@ -273,37 +314,71 @@ class PhotoWriter:
     async def _mend_collections(self) -> None:
         for state in _UNFINISHED:
             for collection in await self._catalog.collections(state):
-                await self._drop(collection, _UNFINISHED)
-                _log.info("recovery.dropped", collection=collection.name)
+                try:
+                    await self._drop(collection, _UNFINISHED)
+                    _log.info("recovery.dropped", collection=collection.name)
+                except EngineUnavailable as trouble:
+                    await self._leave(collection, trouble)
         ready = await self._catalog.collections("ready")
         for collection_id in set(self._unsure) - {collection.id for collection in ready}:
             del self._unsure[collection_id]
+        mended, troubles = 0, []
         for collection in ready:
-            async with self.turn():
-                now = await self._catalog.collection_by_id(collection.id)
-                if now is not None and now.state == "ready":
-                    await self._mend_collection(now)
+            try:
+                await self._mend_collection(collection)
+                mended += 1
+            except VectorsLost as loss:
+                self._unmended.add(collection.id)
+                _log.error("recovery.vectors_lost", collection=collection.name, reason=str(loss))
+            except EngineUnavailable as trouble:
+                await self._leave(collection, trouble)
+                self._unmended.add(collection.id)
+                troubles.append(trouble)
+        if troubles and not mended:
+            raise troubles[0]  # it is not one collection's: the engine is waited for
+
+    async def _leave(self, collection: Collection, trouble: EngineUnavailable) -> None:
+        """Goes on without a collection; raises where an engine is away, for others too."""
+        if trouble.engine != self._vectors.engine_name:
+            raise trouble
+        await self._vectors.exists(collection.store)
+        _log.error("recovery.not_mended", collection=collection.name, reason=str(trouble))
+
+    async def _mend_before_use(self, collection: Collection) -> None:
+        if collection.id in self._unmended:
+            await self._mend_collection(collection)
 
     async def _mend_collection(self, collection: Collection) -> None:
+        if await self._vectors.exists(collection.store):
+            # It may take long, or never end: others may write meanwhile.
+            await self._vectors.load(collection.store)
+        async with self.turn() as ensure_held:
+            now = await self._catalog.collection_by_id(collection.id)
+            if now is not None and now.state == "ready":
+                await self._mend_photos(now, ensure_held)
+        self._unmended.discard(collection.id)
+
+    async def _mend_photos(self, collection: Collection, ensure_held: EnsureHeld) -> None:
         # Within a turn to write, no row is `pending` or `deleting` but those that were broken off.
-        if not await self._vectors.exists(collection.store):
-            if not self._owns:
-                raise ConfigurationError(
-                    f"{self._vectors.engine_name} has no vectors of collection {collection.name!r}:"
-                    " see that the settings lead to the engine that has; if they are lost, start"
-                    " the service, which says so and makes them anew with the next load"
-                )
+        if not await self._vectors.exists(collection.store) and (
+            await self._catalog.count_images(collection.id)
+        ):
+            if not self._gives_up:
+                raise VectorsLost(self._vectors.engine_name, collection.name)
+            await ensure_held()
             await self._forget_vectors(collection)
         await self._vectors.create(collection.store, collection.dim)
         async for page in self._catalog.images(collection.id, ["deleting"]):
-            await self._finish_delete(collection, [image.id for image in page])
+            await self._finish_delete(collection, [image.id for image in page], ensure_held)
             _log.info("recovery.deleted", collection=collection.name, photos=len(page))
         async for page in self._catalog.images(collection.id, ["pending", "undoing"]):
+            await ensure_held()
             await self._undo(collection, [image.id for image in page])
             _log.info("recovery.undone", collection=collection.name, photos=len(page))
         unsure = sorted(self._unsure.get(collection.id, ()))
         if unsure:
             object_ids = await self._catalog.object_ids_of_images(unsure)
+            await ensure_held()
             await self._vectors.delete_images(collection.store, unsure, keep=object_ids)
             del self._unsure[collection.id]
 
@@ -323,7 +398,7 @@ class PhotoWriter:
         if failed:
             _log.error("recovery.vectors_gone", collection=collection.name, photos=failed)
 
-    async def _sweep_uploads(self) -> None:
+    async def _sweep_uploads(self, ensure_held: EnsureHeld) -> None:
         """Removes the files of uploads that were never acknowledged.
 
         A file is known by the hash that it is named by. Where the catalog has it at another path,
@@ -332,6 +407,7 @@ class PhotoWriter:
         ready = {collection.id for collection in await self._catalog.collections("ready")}
         for collection_id in await self._in_file_thread(self._uploads.collections):
             if collection_id not in ready:
+                await ensure_held()
                 await self._in_file_thread(self._uploads.remove_collection, collection_id)
                 continue
             files = await self._in_file_thread(self._uploads.files, collection_id)
@@ -347,6 +423,7 @@ class PhotoWriter:
                     if os.path.basename(row.path) == path.name
                 ]
                 if not rows:
+                    await ensure_held()
                     await self._in_file_thread(self._uploads.remove, path)
                     _log.info("recovery.upload_removed", path=str(path))
                 elif all(row.path != str(path) for row in rows):
@@ -362,8 +439,10 @@ class PhotoWriter:
     # Turns and ends
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def turn(self) -> AsyncIterator[EnsureHeld]:
         """Keeps every other writer out, those of other processes included.
+
+        What it gives is to be called before what cannot be taken back; see `Catalog.exclusive`.
 
         Raises:
             Unavailable: the others take longer than the deadline.
@@ -377,8 +456,8 @@ class PhotoWriter:
                 f"other photos are still being written to {engine}: try again later"
             ) from None
         try:
-            async with self._catalog.exclusive():
-                yield
+            async with self._catalog.exclusive() as ensure_held:
+                yield ensure_held
         finally:
             self._writing.release()
 

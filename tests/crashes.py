@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from backend.app import open_services
-from backend.checking import CollectionReport, check_collection
+from backend.checking import CollectionReport, check_collections
 from backend.settings import Settings
 from tests.photos import draw_photo, encode, write_photos
 from tests.service import start
@@ -78,13 +78,12 @@ def crash_rounds(folder: Path, *, rounds: int, seed: int) -> list[int]:
 
 async def _inspect(data_dir: Path) -> tuple[CollectionReport, list[str]]:
     async with open_services(Settings(data_dir=data_dir)) as services:
-        [collection] = await services.catalog.collections("ready")
-        report = await check_collection(
-            collection, services.catalog, services.vectors, services.analyzer.embedder
+        [report] = await check_collections(
+            services.catalog, services.vectors, services.analyzer.embedder, services.writer
         )
         paths = []
         async for page in services.catalog.images(
-            collection.id, ["pending", "indexed", "failed", "deleting"]
+            report.collection.id, ["pending", "indexed", "failed", "deleting"]
         ):
             assert {image.state for image in page} == {"indexed"}
             paths += [image.path for image in page]

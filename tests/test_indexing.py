@@ -14,11 +14,12 @@ import pytest
 from numpy.typing import NDArray
 
 from backend.app import Services, open_services
-from backend.checking import check_collection
+from backend.checking import check_collections
 from backend.errors import Conflict, EngineUnavailable, InvalidImage, Unavailable
 from backend.settings import Settings
 from backend.storage.catalog import ImageState, NewImage, NewObject, path_key
 from backend.storage.vectors import ObjectVector
+from tests.engines.mariadb import MariaDBProcess
 from tests.photos import draw_photo, encode, write_photos
 
 _ALL: Sequence[ImageState] = ("pending", "indexed", "failed", "deleting")
@@ -39,10 +40,9 @@ async def _states(services: Services, name: str = "t") -> list[str]:
 
 
 async def _assert_consistent(services: Services) -> None:
-    for collection in await services.catalog.collections("ready"):
-        report = await check_collection(
-            collection, services.catalog, services.vectors, services.analyzer.embedder
-        )
+    for report in await check_collections(
+        services.catalog, services.vectors, services.analyzer.embedder, services.writer
+    ):
         assert (report.missing, report.orphaned) == (set(), set())
 
 
@@ -163,6 +163,36 @@ async def test_a_collection_left_deleting_is_removed(
         await services.indexer.add_photo(encode(draw_photo(2)), "t")
         assert await services.searcher.count("t") == 1
         await _assert_consistent(services)
+
+
+@pytest.mark.parametrize("combination", ["mysql"], indirect=True)
+@pytest.mark.parametrize("state", ["pending", "deleting"])
+async def test_mending_that_has_lost_its_turn_takes_nothing_back(
+    services: Services,
+    settings: Settings,
+    mysql_server: MariaDBProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    state: ImageState,
+) -> None:
+    await services.indexer.add_photo(encode(draw_photo(1)), "t")
+    collection = await services.catalog.collection("t")
+    assert collection is not None
+    [stored] = await services.catalog.begin_images(collection.id, [_new_image("/new")])
+    if state == "deleting":
+        await services.catalog.begin_delete_images([stored.id])
+    create = services.vectors.create
+
+    async def create_and_lose_the_turn(store: str, dimension: int) -> None:
+        await create(store, dimension)
+        await asyncio.to_thread(mysql_server.drop_connections, settings.mysql_db)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(services.vectors, "create", create_and_lose_the_turn)
+        with pytest.raises(EngineUnavailable, match="MySQL"):
+            await services.writer.recover()
+    assert [image.state for image in await services.catalog.images_by_id([stored.id])] == [state]
+    await services.writer.recover()
+    assert await _states(services) == ["indexed"] + ["failed"] * (state == "pending")
 
 
 async def test_an_uploads_file_that_was_never_acknowledged_is_removed_and_others_stay(

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 from backend.app import Services, open_services
-from backend.checking import CollectionReport, check_collection
-from backend.errors import EmbedderMismatch
+from backend.checking import CollectionReport, check_collections
+from backend.deadlines import deadline
+from backend.errors import EmbedderMismatch, EngineUnavailable
 from backend.settings import Settings
-from backend.storage.catalog import Collection, path_key
+from backend.storage.catalog import Collection, Image, ImageState, path_key
 from backend.storage.vectors import ObjectVector
+from tests.engines.mariadb import MariaDBProcess
 from tests.photos import draw_photo, encode, write_photos
 from tests.service import REPOSITORY, Service, as_flags
 
@@ -32,12 +34,15 @@ async def _load(services: Services, folder: Path) -> Collection:
     return load.collection
 
 
-async def _check(services: Services, name: str = "t") -> CollectionReport:
-    collection = await services.catalog.collection(name)
-    assert collection is not None
-    return await check_collection(
-        collection, services.catalog, services.vectors, services.analyzer.embedder
+async def _check_all(services: Services) -> list[CollectionReport]:
+    return await check_collections(
+        services.catalog, services.vectors, services.analyzer.embedder, services.writer
     )
+
+
+async def _check(services: Services) -> CollectionReport:
+    [report] = await _check_all(services)
+    return report
 
 
 async def _finds_itself(services: Services, photo: Path) -> bool:
@@ -77,6 +82,35 @@ async def test_vectors_of_no_object_are_removed(services: Services, tmp_path: Pa
     assert (await _check(services)).is_consistent
 
 
+@pytest.mark.parametrize("combination", ["mysql"], indirect=True)
+async def test_strays_stay_where_the_turn_was_lost(
+    services: Services,
+    settings: Settings,
+    mysql_server: MariaDBProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_photos(tmp_path / "photos", 1)
+    collection = await _load(services, tmp_path / "photos")
+    [stray] = np.eye(1, collection.dim, dtype=np.float32)
+    await services.vectors.upsert(collection.store, [ObjectVector(10**6, 10**6, "cat", 0.5, stray)])
+    report = await _check(services)
+    object_ids = services.catalog.object_ids
+
+    async def object_ids_before_the_turn_is_lost(collection_id: int) -> set[int]:
+        found = await object_ids(collection_id)
+        await asyncio.to_thread(mysql_server.drop_connections, settings.mysql_db)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(services.catalog, "object_ids", object_ids_before_the_turn_is_lost)
+        with pytest.raises(EngineUnavailable, match="MySQL"):
+            await services.repairer.remove_strays(report)
+    assert (await _check(services)).orphaned == {10**6}
+    await services.repairer.remove_strays(report)
+    assert (await _check(services)).is_consistent
+
+
 async def test_photos_that_are_gone_are_removed_but_not_what_may_be_unmounted(
     services: Services, tmp_path: Path
 ) -> None:
@@ -96,6 +130,52 @@ async def test_photos_that_are_gone_are_removed_but_not_what_may_be_unmounted(
     report = await _check(services)
     assert (report.gone, len(report.unreachable), report.is_consistent) == ([], 3, True)
     assert await _finds_itself(services, kept)
+
+
+async def test_photos_come_and_go_while_a_check_looks_at_files(
+    services: Services, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [_, gone, removed, back] = write_photos(tmp_path / "photos", 4)
+    collection = await _load(services, tmp_path / "photos")
+    photo = back.read_bytes()
+    for path in (gone, removed, back):
+        path.unlink()
+    uploaded: list[int] = []
+    images_by_id = services.catalog.images_by_id
+
+    async def images_by_id_while_photos_come_and_go(image_ids: Sequence[int]) -> list[Image]:
+        with deadline(10):  # it does not wait for the check
+            uploaded.append(await services.indexer.add_photo(encode(draw_photo(50)), "t"))
+            rows = await services.catalog.images_by_key(collection.id, [path_key(str(removed))])
+            await services.writer.delete(collection, [row.id for row in rows.values()])
+        back.write_bytes(photo)
+        return await images_by_id(image_ids)
+
+    monkeypatch.setattr(services.catalog, "images_by_id", images_by_id_while_photos_come_and_go)
+    report = await _check(services)
+    assert len(uploaded) == 1
+    assert [image.path for image in report.gone] == [str(gone)]
+    assert (report.photos, report.is_consistent) == (4, True)
+
+
+async def test_a_collection_that_is_dropped_under_a_check_is_not_reported(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await services.indexer.add_photo(encode(draw_photo(50)), "t")
+    await services.indexer.add_photo(encode(draw_photo(51)), "other")
+    images = services.catalog.images
+
+    async def images_while_they_are_dropped(
+        collection_id: int, states: Sequence[ImageState]
+    ) -> AsyncIterator[list[Image]]:
+        async for page in images(collection_id, states):
+            with deadline(10):
+                await services.indexer.drop("t")
+            yield page
+
+    monkeypatch.setattr(services.catalog, "images", images_while_they_are_dropped)
+    [report] = await _check_all(services)
+    assert (report.collection.name, report.gone) == ("other", [])
 
 
 async def test_a_failed_photo_is_indexed_once_it_can_be_read(
@@ -256,6 +336,39 @@ async def test_what_is_uploaded_or_removed_meanwhile_is_caught_up_with(
         for upload in uploads:
             [hit] = await services.searcher.search(upload, "t", 1)
             assert hit.distance < 1e-3
+
+
+@pytest.mark.parametrize("combination", ["milvus+mysql"], indirect=True)
+async def test_what_another_process_writes_when_the_turn_is_lost_is_caught_up_with(
+    settings: Settings,
+    other_embedder: Path,
+    mysql_server: MariaDBProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_photos(tmp_path / "photos", 3)
+    upload = encode(draw_photo(50))
+    changed = settings.model_copy(update={"model_repository": other_embedder})
+    async with open_services(settings) as service, open_services(changed, owns=False) as command:
+        collection = await _load(service, tmp_path / "photos")
+        delete = command.vectors.delete
+        deletes = 0
+
+        async def delete_and_lose_the_turn(store: str, ids: Sequence[int]) -> None:
+            nonlocal deletes
+            deletes += 1
+            await delete(store, ids)
+            if deletes == 1:
+                await asyncio.to_thread(mysql_server.drop_connections, settings.mysql_db)
+                await service.indexer.add_photo(upload, "t")
+
+        monkeypatch.setattr(command.vectors, "delete", delete_and_lose_the_turn)
+        await command.repairer.embed_anew(collection)
+        assert deletes == 2
+        report = await _check(command)
+        assert (report.is_consistent, report.photos) == (True, 4)
+        [hit] = await command.searcher.search(upload, "t", 1)
+        assert hit.distance < 1e-3
 
 
 # The command

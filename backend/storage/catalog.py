@@ -26,7 +26,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from backend.errors import ConfigurationError
 from backend.storage import migrations
-from backend.storage.databases import Database, MySQLDatabase, MySQLOptions, SQLiteDatabase
+from backend.storage.databases import (
+    Database,
+    EnsureHeld,
+    MySQLDatabase,
+    MySQLOptions,
+    SQLiteDatabase,
+)
 from backend.storage.tables import collections as _collections
 from backend.storage.tables import identity as _identity
 from backend.storage.tables import images as _images
@@ -37,6 +43,7 @@ __all__ = [
     "Catalog",
     "Collection",
     "CollectionState",
+    "EnsureHeld",
     "Image",
     "ImageState",
     "LoadRow",
@@ -237,17 +244,19 @@ class Catalog:
         """What people call the engine: MySQL or SQLite."""
         return self._database.name
 
-    def exclusive(self, *, timeout: float | None = None) -> AbstractAsyncContextManager[None]:
+    def exclusive(self) -> AbstractAsyncContextManager[EnsureHeld]:
         """Keeps every other process that asks for the same out, for as long as it is open.
 
         On MySQL it is a lock of the server's, held by one of the pool's connections. It goes with
         that connection, which may be lost unnoticed: whoever comes next may then begin before this
-        one has ended. On SQLite the lock on the data folder does it already, and this does nothing.
+        one has ended. What it gives is to be called right before what cannot be taken back: it
+        raises EngineUnavailable where the lock is lost. On SQLite the lock on the data folder does
+        it already, and this does nothing.
 
         Raises:
             EngineUnavailable: others did not let go of it in time.
         """
-        return self._database.exclusive(timeout)
+        return self._database.exclusive()
 
     async def ping(self) -> None:
         """Reads a row. Raises EngineUnavailable where the catalog cannot be read."""

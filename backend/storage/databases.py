@@ -21,6 +21,7 @@ import ssl
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeAlias, TypeVar
 
@@ -43,10 +44,12 @@ from tenacity.stop import stop_base
 from backend.deadlines import time_left
 from backend.errors import ConfigurationError, EngineUnavailable, ServiceError
 
-__all__ = ["Database", "MySQLDatabase", "MySQLOptions", "SQLiteDatabase"]
+__all__ = ["Database", "EnsureHeld", "MySQLDatabase", "MySQLOptions", "SQLiteDatabase"]
 
 _T = TypeVar("_T")
 Transaction: TypeAlias = Callable[[AsyncConnection], Awaitable[_T]]
+EnsureHeld: TypeAlias = Callable[[], Awaitable[None]]
+"""Raises EngineUnavailable where a lock is not held any more."""
 
 _ATTEMPTS: Final = 8
 """Of a transaction that others get in the way of."""
@@ -191,13 +194,11 @@ class Database(ABC):
         raise AssertionError("unreachable")
 
     @abstractmethod
-    def exclusive(
-        self, timeout: float | None = None
-    ) -> contextlib.AbstractAsyncContextManager[None]:
+    def exclusive(self) -> contextlib.AbstractAsyncContextManager[EnsureHeld]:
         """Keeps writers of other processes out; see `Catalog.exclusive`."""
 
     @abstractmethod
-    def migrating(self) -> contextlib.AbstractAsyncContextManager[None]:
+    def migrating(self) -> contextlib.AbstractAsyncContextManager[object]:
         """Lets one process at a time look at the tables and change them."""
 
     @abstractmethod
@@ -213,11 +214,10 @@ class Database(ABC):
         """What is wrong with the settings, where a catalog that fails so never opens."""
 
     @contextlib.asynccontextmanager
-    async def bounded(self, timeout: float | None = None) -> AsyncIterator[None]:
+    async def bounded(self) -> AsyncIterator[None]:
         """Ends what is inside in time, and turns the engine's errors into ours."""
         try:
-            limit = self.timeout if timeout is None else timeout
-            async with asyncio.timeout(time_left(limit)):
+            async with asyncio.timeout(time_left(self.timeout)):
                 yield
         except TimeoutError as error:
             raise self._unavailable("does not answer in time", error) from error
@@ -302,9 +302,13 @@ class SQLiteDatabase(Database):
         raise AssertionError("unreachable")
 
     @contextlib.asynccontextmanager
-    async def exclusive(self, timeout: float | None = None) -> AsyncIterator[None]:
+    async def exclusive(self) -> AsyncIterator[EnsureHeld]:
         """Nothing: the lock on the data folder keeps other processes out."""
-        yield
+
+        async def ensure_held() -> None:
+            pass
+
+        yield ensure_held
 
     @contextlib.asynccontextmanager
     async def migrating(self) -> AsyncIterator[None]:
@@ -416,32 +420,45 @@ class MySQLDatabase(Database):
 
     # Locks
 
-    def exclusive(
-        self, timeout: float | None = None
-    ) -> contextlib.AbstractAsyncContextManager[None]:
+    def exclusive(self) -> contextlib.AbstractAsyncContextManager[EnsureHeld]:
         """See `Database.exclusive`."""
-        return self._locked("writing", timeout)
+        return self._locked("writing")
 
-    def migrating(self) -> contextlib.AbstractAsyncContextManager[None]:
+    def migrating(self) -> contextlib.AbstractAsyncContextManager[object]:
         """See `Database.migrating`."""
-        return self._locked("migrating", None)
+        return self._locked("migrating")
 
     @contextlib.asynccontextmanager
-    async def _locked(self, purpose: str, timeout: float | None) -> AsyncIterator[None]:
+    async def _locked(self, purpose: str) -> AsyncIterator[EnsureHeld]:
         # Locks are the whole server's, and their names have at most 64 characters.
         database = hashlib.sha256(self._options.database.encode()).hexdigest()[:32]
         name = f"image-search {database} {purpose}"
-        connection = await self._lock(name, timeout)
+        connection = await self._lock(name)
         try:
-            yield
+            yield partial(self._ensure_held, connection, name)
         finally:
             await _unlock(connection, name)
 
-    async def _lock(self, name: str, timeout: float | None) -> AsyncConnection:
+    async def _ensure_held(self, connection: AsyncConnection, name: str) -> None:
+        # A connection that was lost is not made again within the transaction that is open on it.
+        try:
+            async with self.bounded():
+                query = sa.select(sa.func.is_used_lock(name) == sa.func.connection_id())
+                if (await connection.execute(query)).scalar_one():
+                    return
+        except sa.exc.PendingRollbackError:
+            pass  # an earlier look has found it lost
+        raise EngineUnavailable(
+            self.name,
+            f"{self.name} ({self.setting}) was away meanwhile, and another process may have"
+            " written: try again in a few seconds",
+        )
+
+    async def _lock(self, name: str) -> AsyncConnection:
         """A connection that holds the lock."""
         taken = False
         try:
-            async with self.bounded(timeout):
+            async with self.bounded():
                 while (connection := await _try_lock(self.engine, name)) is None:
                     taken = True
                 return connection

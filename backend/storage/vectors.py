@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import grpc
 import numpy as np
@@ -33,6 +33,7 @@ __all__ = [
     "MilvusOptions",
     "MilvusServer",
     "ObjectVector",
+    "StoreMissing",
     "VectorHit",
     "VectorStore",
 ]
@@ -107,10 +108,13 @@ class VectorHit:
 class VectorStore(Protocol):
     """What the services ask of a vector engine. `store` is the engine's name of a collection.
 
-    `engine_name` is what people call the engine.
+    `engine_name` is what people call the engine, `where` the settings that lead to it, with their
+    values. Wrong settings may lead to another engine where it is a server.
     """
 
     engine_name: str
+    where: str
+    is_server: ClassVar[bool]
 
     async def create(self, store: str, dimension: int) -> None:
         """Makes the collection where it does not exist."""
@@ -118,6 +122,10 @@ class VectorStore(Protocol):
 
     async def exists(self, store: str) -> bool:
         """Whether there is such a collection."""
+        ...
+
+    async def load(self, store: str) -> None:
+        """Brings the collection into memory, where searches find it."""
         ...
 
     async def dimension(self, store: str) -> int:
@@ -182,6 +190,10 @@ class MilvusOptions:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class StoreMissing(EngineUnavailable):
+    """The engine says that it does not have a collection; starting, it may not have it yet."""
+
+
 class _NotLoaded(EngineUnavailable):
     """A collection is in storage, but not in memory, where searches find it."""
 
@@ -209,17 +221,21 @@ class _Milvus(ABC):
     collection's last write, which after a tick is past and costs nothing.
     """
 
+    is_server: ClassVar[bool]
+
     def __init__(
         self,
         name: str,
         timeout: float,
         *,
+        where: str,
         database: str = "",
         index: str,
         index_params: Mapping[str, Any],
         search_params: Mapping[str, Any],
     ) -> None:
         self.engine_name = name
+        self.where = where
         self._timeout = timeout
         self._context = CallContext(db_name=database)
         self._index = {"index_type": index, "metric_type": "L2", "params": dict(index_params)}
@@ -252,6 +268,10 @@ class _Milvus(ABC):
                         " MILVUS_INDEX_PARAMS"
                     )
                 ) from error
+        await self.load(store)
+
+    async def load(self, store: str) -> None:
+        """See `VectorStore.load`."""
         await self._ask("load_collection", store)
 
     async def exists(self, store: str) -> bool:
@@ -404,7 +424,7 @@ class _Milvus(ABC):
         if code in _NEVER:
             return ServiceError(self._says("cannot do what it was asked: see the service's log"))
         if code == ErrorCode.COLLECTION_NOT_FOUND:
-            return EngineUnavailable(
+            return StoreMissing(
                 self.engine_name,
                 self._says("has lost the vectors of this collection: try again in a few seconds"),
             )
@@ -421,10 +441,14 @@ class _Milvus(ABC):
 class MilvusServer(_Milvus):
     """A Milvus server, 2.3 or later."""
 
+    is_server = True
+
     def __init__(self, handler: _Handler, options: MilvusOptions, timeout: float) -> None:
         super().__init__(
             "Milvus",
             timeout,
+            where=f"MILVUS_HOST={options.host}, MILVUS_PORT={options.port},"
+            f" MILVUS_DB={options.database}",
             database=options.database,
             index=options.index,
             index_params=options.index_params,
@@ -468,6 +492,14 @@ class MilvusServer(_Milvus):
         except EngineUnavailable as error:
             if reason := _tls_problem(str(error.__cause__)):
                 raise ConfigurationError(f"Milvus at {options.address}: {reason}") from error
+            if options.tls:
+                # gRPC says nothing of TLS where a handshake is not answered, and tells only of the
+                # last address that it has tried: of localhost's two, say, the one where nobody is.
+                raise EngineUnavailable(
+                    error.engine,
+                    f"{error}; if it never answers, see whether it speaks TLS, which MILVUS_TLS"
+                    " asks for",
+                ) from error
             raise
         except ServiceError as error:
             raise ConfigurationError(
@@ -495,8 +527,17 @@ class MilvusLite(_Milvus):
     and the fastest to write; benchmarks/README.md has the comparison.
     """
 
-    def __init__(self, process: LiteProcess, timeout: float) -> None:
-        super().__init__("Milvus Lite", timeout, index="FLAT", index_params={}, search_params={})
+    is_server = False
+
+    def __init__(self, process: LiteProcess, timeout: float, folder: Path) -> None:
+        super().__init__(
+            "Milvus Lite",
+            timeout,
+            where=f"DATA_DIR={folder}",
+            index="FLAT",
+            index_params={},
+            search_params={},
+        )
         self._process = process
         self._handler = _lite_handler(process)
         self._restart: asyncio.Task[None] | None = None
@@ -518,7 +559,7 @@ class MilvusLite(_Milvus):
             if starting.exception() is None:
                 await asyncio.to_thread(starting.result().stop)
             raise
-        return cls(process, timeout)
+        return cls(process, timeout, folder)
 
     async def _connection(self) -> _Handler:
         if self._restart is None and not self._process.is_running:

@@ -781,7 +781,8 @@ async def test_writing_goes_on_while_others_are_kept_out(catalog: Catalog) -> No
     async with catalog.exclusive():
         collection = await ensure(catalog)
         await index(catalog, collection, ["/a"], [CAT])
-    async with catalog.exclusive(timeout=1):
+    async with catalog.exclusive() as ensure_held:
+        await ensure_held()
         assert await catalog.count_images(collection.id) == 1
 
 

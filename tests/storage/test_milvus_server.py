@@ -185,6 +185,19 @@ async def test_a_server_without_tls_is_named_where_tls_is_wanted(options: Milvus
         await MilvusServer.open(MilvusOptions(options.host, options.port, tls=True), timeout=5)
 
 
+async def test_where_it_cannot_be_told_whether_a_server_speaks_tls_the_setting_is_named(
+    options: MilvusOptions, process: MilvusProcess
+) -> None:
+    process.freeze()
+    try:
+        with pytest.raises(EngineUnavailable, match=r"MILVUS_HOST.*try again.*MILVUS_TLS"):
+            await MilvusServer.open(MilvusOptions(options.host, options.port, tls=True), timeout=5)
+        with pytest.raises(EngineUnavailable, match=r"MILVUS_HOST.*try again in a few seconds$"):
+            await MilvusServer.open(options, timeout=0.5)
+    finally:
+        process.thaw()
+
+
 def _certificate(folder: Path, name: str) -> tuple[Path, Path]:
     """A certificate of 127.0.0.1, signed by itself, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())

@@ -197,7 +197,7 @@ async def test_a_frozen_server_costs_the_deadline_and_nothing_once_it_goes_on(
         await _until(lambda: len(server.connections()) <= 3)
 
 
-async def _enter(context: contextlib.AbstractAsyncContextManager[None]) -> None:
+async def _enter(context: contextlib.AbstractAsyncContextManager[object]) -> None:
     async with context:
         pass
 
@@ -465,8 +465,12 @@ async def test_one_process_at_a_time_writes_alone(options: MySQLOptions) -> None
 async def test_whoever_is_kept_out_is_told_in_time(options: MySQLOptions) -> None:
     async with _opened(options) as one, _opened(options) as two:
         async with one.exclusive():
-            with _at_most(4), pytest.raises(EngineUnavailable, match="another process") as caught:
-                await _enter(two.exclusive(timeout=1.2))
+            with (
+                _at_most(4),
+                deadline(1.2),
+                pytest.raises(EngineUnavailable, match="another process") as caught,
+            ):
+                await _enter(two.exclusive())
             assert caught.value.engine == "MySQL"
             with _at_most(3), pytest.raises(EngineUnavailable), deadline(0.3):
                 await _enter(two.exclusive())
@@ -479,17 +483,40 @@ async def test_catalogs_of_one_server_do_not_keep_each_other_out(
 ) -> None:
     with mysql_database(mysql_server) as elsewhere:
         async with _opened(options) as one, _opened(elsewhere) as two, one.exclusive():
-            await _enter(two.exclusive(timeout=1))
+            with deadline(1):
+                await _enter(two.exclusive())
 
 
 async def test_whoever_loses_the_connection_keeps_nobody_out(
     options: MySQLOptions, mysql_server: MariaDBProcess
 ) -> None:
     async with _opened(options) as one, _opened(options) as two:
-        async with one.exclusive():
+        async with one.exclusive() as ensure_held:
+            await ensure_held()
             mysql_server.drop_connections(options.database)
-            await _enter(two.exclusive(timeout=3))
-        await _enter(one.exclusive())
+            with deadline(3):
+                await _enter(two.exclusive())
+            for _ in range(2):
+                with pytest.raises(EngineUnavailable, match="MYSQL_HOST") as caught:
+                    await ensure_held()
+                assert caught.value.engine == "MySQL"
+        async with one.exclusive() as ensure_held:
+            await ensure_held()
+
+
+async def test_whether_a_lock_is_held_is_not_waited_for_longer_than_it_may_take(
+    server: MariaDBProcess,
+) -> None:
+    async with _opened(_own(server), timeout=1) as catalog:
+        async with catalog.exclusive() as ensure_held:
+            server.freeze()
+            with _at_most(3), pytest.raises(EngineUnavailable, match="MYSQL_HOST"):
+                await ensure_held()
+            server.thaw()
+            with pytest.raises(EngineUnavailable, match="MYSQL_HOST"):
+                await ensure_held()
+        with _at_most(4):
+            await _enter(catalog.exclusive())
 
 
 async def test_a_server_that_freezes_between_the_unlocking_and_the_end_is_no_error(

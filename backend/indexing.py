@@ -29,6 +29,7 @@ from backend.errors import (
     Unavailable,
 )
 from backend.files import open_regular_file
+from backend.metrics import LoadProgress
 from backend.names import check_collection_name
 from backend.scanning import FolderScan, FoundPhoto, scan_folder
 from backend.settings import Settings
@@ -224,6 +225,17 @@ class Indexer:
         """Photos done and photos found, of the loads under way or else of the last ones."""
         counts = [load.counts for load in self._shown]
         return sum(count.processed for count in counts), sum(count.total for count in counts)
+
+    def load_progress(self) -> LoadProgress:
+        """What there is to tell of loads at the moment."""
+        processed, found = self.progress()
+        return LoadProgress(
+            running=len(self._active),
+            waiting=len(self.waiting_loads()),
+            found=found,
+            processed=processed,
+            failed=sum(load.counts.failed for load in self._shown),
+        )
 
     def waiting_loads(self) -> list[Load]:
         """The loads that wait for an engine to come back."""

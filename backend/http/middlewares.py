@@ -5,10 +5,11 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
 
-from backend.errors import ServiceError, Unavailable
+from backend.errors import EngineUnavailable, ServiceError, Unavailable
+from backend.http.services import METRICS
 
 __all__ = ["allow_other_origins", "answer_errors", "answer_preflights", "log_requests"]
 
@@ -18,21 +19,37 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _PREFLIGHT_SECONDS: Final = "600"
 """How long a browser may remember a preflight's answer; Chromium's own limit is 7,200."""
+_OTHER: Final = "other"
+"""In figures, every path that leads nowhere, and every odd method: clients invent them at will."""
 
 
 @web.middleware
 async def log_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Logs one line a request; outermost, so that it sees the status that the client sees."""
+    """Counts a request and logs its line; outermost, so that it sees what the client sees."""
+    figures = request.app[METRICS]
     start = time.perf_counter()
-    response = await handler(request)
+    with figures.request_in_flight():
+        try:
+            response = await handler(request)
+        except web.HTTPException as redirect:  # all others are answers by now
+            _tell(request, redirect.status, time.perf_counter() - start)
+            raise
+    _tell(request, response.status, time.perf_counter() - start)
+    return response
+
+
+def _tell(request: web.Request, status: int, seconds: float) -> None:
+    method = request.method if request.method in hdrs.METH_ALL else _OTHER
+    resource = request.match_info.route.resource
+    route = _OTHER if resource is None else resource.canonical
+    request.app[METRICS].count_request(method, route, status, seconds)
     _log.info(
         "request",
         method=request.method,
         path=request.path,
-        status=response.status,
-        ms=round((time.perf_counter() - start) * 1000, 1),
+        status=status,
+        ms=round(seconds * 1000, 1),
     )
-    return response
 
 
 @web.middleware
@@ -41,6 +58,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     try:
         return await handler(request)
     except ServiceError as error:
+        if isinstance(error, EngineUnavailable):
+            request.app[METRICS].count_engine_error(error)
         if error.status >= 500:
             _log.error("request.failed", path=request.path, error=str(error))
         response = _error(error.status, str(error))

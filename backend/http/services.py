@@ -11,12 +11,13 @@ from backend.deadlines import deadline
 from backend.errors import EngineUnavailable, Unavailable
 from backend.fetching import PhotoFetcher
 from backend.indexing import Indexer
+from backend.metrics import Metrics
 from backend.readiness import Readiness
 from backend.searching import Searcher
 from backend.settings import Settings
 from backend.storage.catalog import Catalog
 
-__all__ = ["RUNNING", "SETTINGS", "Running", "Services", "in_time", "services"]
+__all__ = ["METRICS", "RUNNING", "SETTINGS", "Running", "Services", "in_time", "services"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Running:
 
 SETTINGS: Final = web.AppKey("settings", Settings)
 RUNNING: Final = web.AppKey("running", Running)
+METRICS: Final = web.AppKey("metrics", Metrics)
 
 
 def services(request: web.Request) -> Services:

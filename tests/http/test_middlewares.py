@@ -10,6 +10,8 @@ from aiohttp.test_utils import TestClient
 from backend import errors
 from backend.errors import ServiceError
 from backend.http import middlewares
+from backend.http.services import METRICS
+from backend.metrics import Metrics
 
 ORIGIN = "http://client.example:8080"
 SERVICE_ERRORS = [
@@ -65,6 +67,7 @@ async def client(aiohttp_client: AiohttpClient) -> Client:
         ],
         client_max_size=1000,
     )
+    app[METRICS] = Metrics()
     app.on_response_prepare.append(middlewares.allow_other_origins)
     app.router.add_get("/good", _good)
     app.router.add_post("/good", _good)

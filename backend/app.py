@@ -252,6 +252,7 @@ def create_app(settings: Settings) -> web.Application:
     """
     app = web.Application(
         middlewares=[
+            middlewares.identify_requests,
             middlewares.log_requests,
             middlewares.answer_errors,
             middlewares.answer_preflights,
@@ -261,6 +262,7 @@ def create_app(settings: Settings) -> web.Application:
     app[SETTINGS] = settings
     app[RUNNING] = Running()
     app[METRICS] = Metrics()
+    app.on_response_prepare.append(middlewares.tell_request_id)
     app.on_response_prepare.append(middlewares.allow_other_origins)
     app.cleanup_ctx.append(_run_services)
     app.on_shutdown.append(_stop_loads)

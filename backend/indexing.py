@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from contextvars import Context
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Final, TypeVar, TypeVarTuple
@@ -19,7 +20,7 @@ import numpy as np
 import structlog
 
 from backend.analysis import PhotoAnalyzer
-from backend.deadlines import acquire, deadline, no_deadline, time_left
+from backend.deadlines import acquire, deadline, time_left
 from backend.errors import (
     Conflict,
     EngineUnavailable,
@@ -196,8 +197,10 @@ class Indexer:
                 self._shown = []
             self._active.append(load)
             self._shown.append(load)
-            with no_deadline():
-                load.task = asyncio.create_task(self._run(load, scan), name=f"load-{load_id}")
+            # It outlives the request that it was started by: neither its deadline nor its id.
+            load.task = asyncio.create_task(
+                self._run(load, scan), name=f"load-{load_id}", context=Context()
+            )
             # A load that nobody waits for must not warn of an exception that was never fetched.
             load.task.add_done_callback(lambda task: task.cancelled() or task.exception())
             # A task that is cancelled before its first step would never tidy up after itself.

@@ -4,11 +4,11 @@ import asyncio
 import math
 import random
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from typing import Final
 
 import structlog
 
-from backend.deadlines import no_deadline
 from backend.errors import EngineUnavailable
 from backend.metrics import Metrics
 from backend.readiness import Readiness
@@ -52,8 +52,8 @@ class Outages:
             self.engines = (trouble.engine,)
             self._figures.count_engine_error(trouble)
             _log.warning("outage.began", engine=trouble.engine, reason=str(trouble))
-            with no_deadline():
-                self._task = asyncio.create_task(self._run(), name="outage")
+            # It is nobody's: neither the deadline nor the id of the request that it has failed.
+            self._task = asyncio.create_task(self._run(), name="outage", context=Context())
         return self._task
 
     async def over(self, trouble: EngineUnavailable) -> None:

@@ -1,22 +1,35 @@
-"""What every request passes: errors become answers, other origins are let in, a line is logged."""
+"""What every request passes: an id, a line in the log, errors as answers, other origins."""
 
+import re
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
 from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
+from structlog.contextvars import bound_contextvars
 
 from backend.errors import EngineUnavailable, ServiceError, Unavailable
 from backend.http.services import METRICS
 
-__all__ = ["allow_other_origins", "answer_errors", "answer_preflights", "log_requests"]
+__all__ = [
+    "allow_other_origins",
+    "answer_errors",
+    "answer_preflights",
+    "identify_requests",
+    "log_requests",
+    "tell_request_id",
+]
 
 _log = structlog.get_logger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_ID: Final = web.RequestKey("id", str)
+_ID_HEADER: Final = "X-Request-ID"
+_GIVEN_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PREFLIGHT_SECONDS: Final = "600"
 """How long a browser may remember a preflight's answer; Chromium's own limit is 7,200."""
 _OTHER: Final = "other"
@@ -24,8 +37,30 @@ _OTHER: Final = "other"
 
 
 @web.middleware
+async def identify_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Has every line that is logged for a request bear its id; outermost."""
+    with bound_contextvars(request=_id(request)):
+        return await handler(request)
+
+
+async def tell_request_id(request: web.Request, response: web.StreamResponse) -> None:
+    """Answers with the request's id, so that a client can say which lines of the log are its."""
+    response.headers[_ID_HEADER] = _id(request)
+
+
+def _id(request: web.Request) -> str:
+    """The client's own id where it is one that a log can bear, else a new one."""
+    known = request.get(_ID)
+    if known is None:
+        given = request.headers.get(_ID_HEADER, "")
+        known = given if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
+        request[_ID] = known
+    return known
+
+
+@web.middleware
 async def log_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Counts a request and logs its line; outermost, so that it sees what the client sees."""
+    """Counts a request and logs its line; outside of errors, to see what the client sees."""
     figures = request.app[METRICS]
     start = time.perf_counter()
     with figures.request_in_flight():

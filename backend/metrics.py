@@ -7,6 +7,7 @@ applications in one process do not count into each other's figures.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 from weakref import WeakSet
@@ -23,19 +24,35 @@ from prometheus_client import (
 
 from backend.errors import EngineUnavailable
 
-__all__ = ["LoadProgress", "Metrics", "Stage"]
+__all__ = ["STAGES", "LoadProgress", "Metrics", "Stage", "stage_times"]
 
 Stage = Literal["decode", "detect", "cut", "embed", "search", "lookup", "write"]
 """Decoding and letterboxing, the detector, NMS and crops, the embedder; a search's vectors and its
 rows of the catalog; what is written to both."""
 
+STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
+
 _NAMESPACE: Final = "image_search"
-_STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 _BUCKETS: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0),
 )
 """Seconds: from a query of the catalog to the longest that a request may take by default."""
+
+
+_times: ContextVar[dict[Stage, float] | None] = ContextVar("times", default=None)
+"""Of the request that this is done for; tasks inherit them as they do its deadline."""
+
+
+@contextmanager
+def stage_times() -> Iterator[dict[Stage, float]]:
+    """The seconds of each stage that is gone through inside, in all."""
+    times: dict[Stage, float] = {}
+    token = _times.set(times)
+    try:
+        yield times
+    finally:
+        _times.reset(token)
 
 
 @dataclass(frozen=True)
@@ -70,7 +87,7 @@ class Metrics:
             "stage_duration_seconds", "Time of a stage, its turn in the engine included.", "stage"
         )
         # A series that begins with its first event would hide that event from rates.
-        self._stages = {stage: stages.labels(stage) for stage in _STAGES}
+        self._stages = {stage: stages.labels(stage) for stage in STAGES}
         self._waiting = self._gauge("photos_waiting", "Photos that wait for their analysis.")
         self._analyzing = self._gauge("photos_analyzing", "Photos that are being analysed.")
         self._photos = self._counter("photos_indexed_total", "Photos that were indexed.")
@@ -127,7 +144,10 @@ class Metrics:
         try:
             yield
         finally:
-            self._stages[stage].observe(time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            self._stages[stage].observe(seconds)
+            if (times := _times.get()) is not None:
+                times[stage] = times.get(stage, 0.0) + seconds
 
     @contextmanager
     def photo_waiting(self) -> Iterator[None]:

@@ -1,12 +1,14 @@
 """The figures of one application: what is counted, once, and in a form that Prometheus reads."""
 
+import asyncio
 import time
+from contextvars import Context
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from backend.errors import EngineUnavailable
-from backend.metrics import LoadProgress, Metrics
+from backend.metrics import LoadProgress, Metrics, Stage, stage_times
 
 PREFIX = "image_search_"
 
@@ -87,6 +89,28 @@ def test_a_stage_is_timed_also_where_it_fails() -> None:
     assert seconds is not None
     assert 0.02 <= seconds < 1
     assert value(figures, "stage_duration_seconds_count", stage="embed") == 0
+
+
+async def test_a_request_s_stages_are_its_own_those_of_its_tasks_included() -> None:
+    figures = Metrics()
+
+    async def work(*stages: Stage) -> None:
+        for stage in stages:
+            with figures.stage(stage):
+                await asyncio.sleep(0.01)
+
+    async def request(*stages: Stage) -> dict[Stage, float]:
+        with stage_times() as times:
+            await asyncio.create_task(work(*stages))
+            await asyncio.create_task(work("write"), context=Context())  # it outlives the request
+        await work("decode")
+        return times
+
+    one, other = await asyncio.gather(request("detect", "embed", "detect"), request("search"))
+    assert set(one) == {"detect", "embed"}
+    assert one["detect"] > one["embed"] > 0.005
+    assert set(other) == {"search"}
+    assert value(figures, "stage_duration_seconds_count", stage="write") == 2
 
 
 def test_a_failure_of_an_engine_is_counted_once_however_far_it_comes() -> None:

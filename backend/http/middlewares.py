@@ -3,7 +3,7 @@
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import structlog
@@ -12,7 +12,8 @@ from aiohttp.http import HttpProcessingError
 from structlog.contextvars import bound_contextvars
 
 from backend.errors import EngineUnavailable, ServiceError, Unavailable
-from backend.http.services import METRICS
+from backend.http.services import METRICS, SETTINGS, UNHURRIED
+from backend.metrics import STAGES, Stage, stage_times
 
 __all__ = [
     "allow_other_origins",
@@ -63,28 +64,33 @@ async def log_requests(request: web.Request, handler: Handler) -> web.StreamResp
     """Counts a request and logs its line; outside of errors, to see what the client sees."""
     figures = request.app[METRICS]
     start = time.perf_counter()
-    with figures.request_in_flight():
+    with figures.request_in_flight(), stage_times() as times:
         try:
             response = await handler(request)
         except web.HTTPException as redirect:  # all others are answers by now
-            _tell(request, redirect.status, time.perf_counter() - start)
+            _tell(request, redirect.status, time.perf_counter() - start, times)
             raise
-    _tell(request, response.status, time.perf_counter() - start)
+    _tell(request, response.status, time.perf_counter() - start, times)
     return response
 
 
-def _tell(request: web.Request, status: int, seconds: float) -> None:
+def _tell(request: web.Request, status: int, seconds: float, times: Mapping[Stage, float]) -> None:
     method = request.method if request.method in hdrs.METH_ALL else _OTHER
     resource = request.match_info.route.resource
     route = _OTHER if resource is None else resource.canonical
     request.app[METRICS].count_request(method, route, status, seconds)
-    _log.info(
-        "request",
-        method=request.method,
-        path=request.path,
-        status=status,
-        ms=round(seconds * 1000, 1),
+    log = _log.bind(
+        method=request.method, path=request.path, status=status, ms=_milliseconds(seconds)
     )
+    if seconds > request.app[SETTINGS].slow_request and not request.get(UNHURRIED, False):
+        stages = {f"{stage}_ms": _milliseconds(times[stage]) for stage in STAGES if stage in times}
+        log.warning("request.slow", **stages)
+    else:
+        log.info("request")
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 1)
 
 
 @web.middleware

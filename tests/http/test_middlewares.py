@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from aiohttp.test_utils import TestClient
 from backend import errors
 from backend.errors import ServiceError
 from backend.http import middlewares
-from backend.http.services import METRICS
+from backend.http.services import METRICS, SETTINGS
 from backend.metrics import Metrics
+from backend.settings import Settings
 from tests.photos import draw_photo, encode, write_photos
 from tests.service import Service
 
@@ -73,6 +75,7 @@ async def client(aiohttp_client: AiohttpClient) -> Client:
         client_max_size=1000,
     )
     app[METRICS] = Metrics()
+    app[SETTINGS] = Settings.load()
     app.on_response_prepare.append(middlewares.tell_request_id)
     app.on_response_prepare.append(middlewares.allow_other_origins)
     app.router.add_get("/good", _good)
@@ -236,6 +239,44 @@ def test_a_load_does_not_bear_the_id_of_the_request_that_started_it(
     for event in ("load.started", "load.photo_failed", "load.done"):
         assert f"event={event}" in log
     assert _lines(service, "l1") == ["request"]
+
+
+# Slow requests
+
+
+def test_a_request_that_is_slow_is_a_warning_that_says_where_the_time_went(
+    start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    service = start_service("--slow-request", "0.000001")  # anything is slower
+    write_photos(tmp_path / "photos", 2)
+    assert service.load(tmp_path / "photos").ok
+    photo = encode(draw_photo(1))
+    assert service.search(photo).ok
+    assert service.post("/img/upload", files={"image": ("a.jpg", photo)}).ok
+    assert service.get("/healthz").ok
+    slow = {}
+    for line in service.log.read_text().splitlines():
+        if found := re.search(r"level=warning event=request\.slow .*path=(\S+) status=200 ", line):
+            figures = re.findall(r"(?:(\w+)_)?ms=([\d.]+)", line)
+            slow[found[1]] = {stage: float(milliseconds) for stage, milliseconds in figures}
+    # Loads take as long as they take.
+    assert set(slow) == {"/img/search", "/img/upload", "/healthz"}
+    analysis = ["decode", "detect", "cut", "embed"]
+    assert list(slow["/img/search"]) == ["", *analysis, "search", "lookup"]
+    assert list(slow["/img/upload"]) == ["", *analysis, "write"]
+    assert list(slow["/healthz"]) == [""]
+    for times in slow.values():
+        # Each figure is rounded to a tenth.
+        assert sum(times.values()) - times[""] <= times[""] + 0.1 * len(times)
+
+
+def test_a_request_that_is_not_slow_is_no_warning(
+    start_service: Callable[..., Service],
+) -> None:
+    service = start_service("--slow-request", "60")
+    assert service.count() == 0
+    assert re.search(r"level=info event=request .*path=/img/count", service.log.read_text())
+    assert "request.slow" not in service.log.read_text()
 
 
 # Other origins

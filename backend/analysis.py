@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from backend.deadlines import acquire
 from backend.errors import EmbedderMismatch, EngineUnavailable
+from backend.metrics import Metrics
 from backend.serving.models import Candidates, Detector, Embedder
 from backend.storage.catalog import Collection, NewObject
 from backend.vision.crops import crop_objects
@@ -57,6 +58,7 @@ class PhotoAnalyzer:
         self,
         detector: Detector,
         embedder: Embedder,
+        figures: Metrics,
         *,
         engine_name: str,
         whole_image: Literal["fallback", "always", "never"],
@@ -67,6 +69,7 @@ class PhotoAnalyzer:
         self.engine_name = engine_name
         self.detector = detector
         self.embedder = embedder
+        self._figures = figures
         self._whole_image = whole_image
         self._max_pixels = max_pixels
         # OpenCV drops the GIL: a thread a core keeps every core busy.
@@ -83,28 +86,41 @@ class PhotoAnalyzer:
             InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`.
             EngineUnavailable: the models do not answer, or not before the deadline.
         """
+        with self._figures.photo_waiting():
+            try:
+                await acquire(self._decoded)
+            except TimeoutError:
+                raise EngineUnavailable(
+                    self.engine_name,
+                    f"{self.engine_name} has more photos to work on than it can at the moment: try"
+                    " again later",
+                ) from None
+        with self._figures.photo_analyzing():
+            try:
+                width, height, objects, crops = await self._find_objects(data)
+            finally:
+                self._decoded.release()
+            with self._figures.stage("embed"):
+                embeddings = await self.embedder.embed(crops)
+        return AnalyzedPhoto(width, height, objects, embeddings)
+
+    async def _find_objects(
+        self, data: bytes
+    ) -> tuple[int, int, list[NewObject], NDArray[np.uint8]]:
+        """Width, height, objects and crops; a large photo's pixels do not outlive it."""
         loop = asyncio.get_running_loop()
-        try:
-            await acquire(self._decoded)
-        except TimeoutError:
-            raise EngineUnavailable(
-                self.engine_name,
-                f"{self.engine_name} has more photos to work on than it can at the moment: try"
-                " again later",
-            ) from None
-        try:
+        with self._figures.stage("decode"):
             photo, square, placement = await loop.run_in_executor(
                 self._threads, self._prepare, data
             )
+        with self._figures.stage("detect"):
             [candidates] = await self.detector.detect(square[np.newaxis])
+        with self._figures.stage("cut"):
             objects, crops = await loop.run_in_executor(
                 self._threads, self._cut, photo, candidates, placement
             )
-            height, width = photo.shape[:2]
-            del photo, square  # a large photo's pixels need not wait for the embedder's turn
-        finally:
-            self._decoded.release()
-        return AnalyzedPhoto(width, height, objects, await self.embedder.embed(crops))
+        height, width = photo.shape[:2]
+        return width, height, objects, crops
 
     async def embed_objects(self, data: bytes, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Embeddings, float32 [N, D], of objects of an encoded photo that are known already.

@@ -23,10 +23,11 @@ from backend.analysis import PhotoAnalyzer
 from backend.errors import ConfigurationError, EngineUnavailable
 from backend.fetching import PhotoFetcher
 from backend.files import lock_file
-from backend.http import compat, docs, health, middlewares
+from backend.http import compat, docs, health, metrics, middlewares
 from backend.http import services as http
-from backend.http.services import RUNNING, SETTINGS, Running
+from backend.http.services import METRICS, RUNNING, SETTINGS, Running
 from backend.indexing import Indexer
+from backend.metrics import Metrics
 from backend.readiness import Readiness
 from backend.repairing import Repairer
 from backend.searching import Searcher
@@ -76,16 +77,19 @@ async def open_services(
     on_wait: OnWait = lambda engine, problem: None,
     owns: bool = True,
     repairs: bool = False,
+    figures: Metrics | None = None,
 ) -> AsyncIterator[Services]:
     """Opens engines and services, undoes what a crash has left, and closes all at the end.
 
     Waits for engines that are not there yet, each for itself. A command that may run beside the
     service does not own what it writes to: it neither removes uploaded files that it does not know
     nor gives up photos whose vectors it does not find. One that repairs opens though all are lost.
+    What is measured goes into `figures`.
 
     Raises:
         ConfigurationError: the models, the stored data and the settings do not fit together.
     """
+    figures = figures or Metrics()
     # Photos already run side by side; OpenCV splitting each over the cores would only add waits.
     cv2.setNumThreads(1)
     # A damaged photo is reported by us, with its name; OpenCV would print lines of its own.
@@ -97,7 +101,7 @@ async def open_services(
         try:
             async with asyncio.TaskGroup() as opening:
                 models = opening.create_task(
-                    _when_available(partial(_open_models, settings, stack), on_wait)
+                    _when_available(partial(_open_models, settings, figures, stack), on_wait)
                 )
                 catalogs = opening.create_task(
                     _when_available(partial(_open_catalog, settings, stack), on_wait)
@@ -108,9 +112,17 @@ async def open_services(
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         analyzer, catalog, vectors = models.result(), catalogs.result(), stores.result()
+        for engine in (analyzer.engine_name, catalog.engine_name, vectors.engine_name):
+            figures.add_engine(engine)
         uploads = UploadFolder(settings.uploads, catalog.identity)
         writer = PhotoWriter(
-            catalog, vectors, analyzer, uploads, metric=settings.metric_type, owns=owns
+            catalog,
+            vectors,
+            analyzer,
+            uploads,
+            figures,
+            metric=settings.metric_type,
+            owns=owns,
         )
         stack.push_async_callback(writer.close)
         indexer = Indexer(settings, catalog, analyzer, uploads, writer)
@@ -125,12 +137,14 @@ async def open_services(
             readiness=Readiness(catalog, vectors, analyzer),
             writer=writer,
             indexer=indexer,
-            searcher=Searcher(catalog, vectors, analyzer),
+            searcher=Searcher(catalog, vectors, analyzer, figures),
             repairer=Repairer(catalog, vectors, analyzer, writer, indexer),
         )
 
 
-async def _open_models(settings: Settings, stack: AsyncExitStack) -> PhotoAnalyzer:
+async def _open_models(
+    settings: Settings, figures: Metrics, stack: AsyncExitStack
+) -> PhotoAnalyzer:
     async with AsyncExitStack() as attempt:
         models = _model_server(settings)
         attempt.push_async_callback(models.close)
@@ -142,6 +156,7 @@ async def _open_models(settings: Settings, stack: AsyncExitStack) -> PhotoAnalyz
         analyzer = PhotoAnalyzer(
             Detector(detector),
             Embedder(embedder),
+            figures,
             engine_name=models.engine_name,
             whole_image=settings.whole_image,
             max_pixels=settings.max_pixels,
@@ -240,6 +255,7 @@ def create_app(settings: Settings) -> web.Application:
     """
     app = web.Application(
         middlewares=[
+            middlewares.identify_requests,
             middlewares.log_requests,
             middlewares.answer_errors,
             middlewares.answer_preflights,
@@ -248,10 +264,12 @@ def create_app(settings: Settings) -> web.Application:
     )
     app[SETTINGS] = settings
     app[RUNNING] = Running()
+    app[METRICS] = Metrics()
+    app.on_response_prepare.append(middlewares.tell_request_id)
     app.on_response_prepare.append(middlewares.allow_other_origins)
     app.cleanup_ctx.append(_run_services)
     app.on_shutdown.append(_stop_loads)
-    operations = (*compat.OPERATIONS, *health.OPERATIONS)
+    operations = (*compat.OPERATIONS, *health.OPERATIONS, *metrics.OPERATIONS)
     for operation in operations:
         if operation.method == "GET":
             app.router.add_get(operation.path, operation.handler)  # HEAD as well
@@ -300,7 +318,7 @@ async def _run_until(
     stop: asyncio.Event, app: web.Application, on_wait: OnWait, news: asyncio.Event
 ) -> None:
     settings, running = app[SETTINGS], app[RUNNING]
-    async with open_services(settings, on_wait=on_wait) as opened:
+    async with open_services(settings, on_wait=on_wait, figures=app[METRICS]) as opened:
         await _when_available(opened.indexer.resume_loads, on_wait)
         fetcher = PhotoFetcher(allowed=settings.may_fetch_urls, max_bytes=settings.max_upload_bytes)
         try:

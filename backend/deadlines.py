@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["acquire", "deadline", "no_deadline", "time_left"]
+__all__ = ["acquire", "deadline", "time_left"]
 
 _end: ContextVar[float] = ContextVar("end", default=math.inf)
-"""On the event loop's clock; tasks inherit it from the one that makes them."""
+"""On the event loop's clock; tasks inherit it, unless they are made with a context of their own."""
 
 
 @contextmanager
@@ -24,16 +24,6 @@ def deadline(seconds: float) -> Iterator[None]:
     Within another deadline the earlier one counts.
     """
     token = _end.set(asyncio.get_running_loop().time() + time_left(seconds))
-    try:
-        yield
-    finally:
-        _end.reset(token)
-
-
-@contextmanager
-def no_deadline() -> Iterator[None]:
-    """Frees what is inside from the deadline of the request that has set it off."""
-    token = _end.set(math.inf)
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from contextvars import Context
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Final, TypeVar, TypeVarTuple
@@ -19,7 +20,7 @@ import numpy as np
 import structlog
 
 from backend.analysis import PhotoAnalyzer
-from backend.deadlines import acquire, deadline, no_deadline, time_left
+from backend.deadlines import acquire, deadline, time_left
 from backend.errors import (
     Conflict,
     EngineUnavailable,
@@ -29,6 +30,7 @@ from backend.errors import (
     Unavailable,
 )
 from backend.files import open_regular_file
+from backend.metrics import LoadProgress
 from backend.names import check_collection_name
 from backend.scanning import FolderScan, FoundPhoto, scan_folder
 from backend.settings import Settings
@@ -195,8 +197,10 @@ class Indexer:
                 self._shown = []
             self._active.append(load)
             self._shown.append(load)
-            with no_deadline():
-                load.task = asyncio.create_task(self._run(load, scan), name=f"load-{load_id}")
+            # It outlives the request that it was started by: neither its deadline nor its id.
+            load.task = asyncio.create_task(
+                self._run(load, scan), name=f"load-{load_id}", context=Context()
+            )
             # A load that nobody waits for must not warn of an exception that was never fetched.
             load.task.add_done_callback(lambda task: task.cancelled() or task.exception())
             # A task that is cancelled before its first step would never tidy up after itself.
@@ -224,6 +228,17 @@ class Indexer:
         """Photos done and photos found, of the loads under way or else of the last ones."""
         counts = [load.counts for load in self._shown]
         return sum(count.processed for count in counts), sum(count.total for count in counts)
+
+    def load_progress(self) -> LoadProgress:
+        """What there is to tell of loads at the moment."""
+        processed, found = self.progress()
+        return LoadProgress(
+            running=len(self._active),
+            waiting=len(self.waiting_loads()),
+            found=found,
+            processed=processed,
+            failed=sum(load.counts.failed for load in self._shown),
+        )
 
     def waiting_loads(self) -> list[Load]:
         """The loads that wait for an engine to come back."""

@@ -40,6 +40,7 @@ def configure_logging(level: str) -> None:
     Values are quoted, and control characters in them escaped: no photo's name can forge a line.
     """
     shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,  # the request's id
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
         structlog.processors.format_exc_info,

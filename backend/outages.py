@@ -4,12 +4,13 @@ import asyncio
 import math
 import random
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from typing import Final
 
 import structlog
 
-from backend.deadlines import no_deadline
 from backend.errors import EngineUnavailable
+from backend.metrics import Metrics
 from backend.readiness import Readiness
 
 __all__ = ["Outages"]
@@ -32,10 +33,13 @@ class Outages:
         engines: those that are waited for at the moment.
     """
 
-    def __init__(self, readiness: Readiness, mend: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, readiness: Readiness, mend: Callable[[], Awaitable[None]], figures: Metrics
+    ) -> None:
         self.engines: tuple[str, ...] = ()
         self._readiness = readiness
         self._mend = mend
+        self._figures = figures
         self._task: asyncio.Task[None] | None = None
         self._failed_again = False
         self._delay = _FIRST_DELAY_SECONDS
@@ -46,9 +50,10 @@ class Outages:
         self._failed_again = True
         if self._task is None or self._task.done():
             self.engines = (trouble.engine,)
+            self._figures.count_engine_error(trouble)
             _log.warning("outage.began", engine=trouble.engine, reason=str(trouble))
-            with no_deadline():
-                self._task = asyncio.create_task(self._run(), name="outage")
+            # It is nobody's: neither the deadline nor the id of the request that it has failed.
+            self._task = asyncio.create_task(self._run(), name="outage", context=Context())
         return self._task
 
     async def over(self, trouble: EngineUnavailable) -> None:

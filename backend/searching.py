@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from backend.analysis import PhotoAnalyzer
 from backend.errors import EngineUnavailable, VectorsLost
+from backend.metrics import Metrics
 from backend.names import check_collection_name
 from backend.storage.catalog import Catalog, Collection, ObjectPlace
 from backend.storage.vectors import MAX_HITS, StoreMissing, VectorHit, VectorStore
@@ -39,10 +40,13 @@ class PhotoHit:
 class Searcher:
     """Answers queries; many may be in flight together."""
 
-    def __init__(self, catalog: Catalog, vectors: VectorStore, analyzer: PhotoAnalyzer) -> None:
+    def __init__(
+        self, catalog: Catalog, vectors: VectorStore, analyzer: PhotoAnalyzer, figures: Metrics
+    ) -> None:
         self._catalog = catalog
         self._vectors = vectors
         self._analyzer = analyzer
+        self._figures = figures
 
     async def count(self, name: str) -> int:
         """Indexed photos of the collection; 0 where there is none."""
@@ -60,7 +64,9 @@ class Searcher:
             VectorsLost: the vector engine does not have the collection.
             EngineUnavailable: an engine does not answer, or not before the deadline.
         """
-        collection = await self._catalog.collection(check_collection_name(name))
+        check_collection_name(name)
+        with self._figures.stage("lookup"):
+            collection = await self._catalog.collection(name)
         if collection is not None:
             self._analyzer.check_collection(collection)
         # A query that is no photo is an error, whatever there is to search in.
@@ -103,9 +109,11 @@ class Searcher:
         """
         limit = min(MAX_HITS, _HITS_PER_PHOTO * top_k)
         while True:
-            best, unseen = await self._nearest_objects(collection, vectors, limit)
+            with self._figures.stage("search"):
+                best, unseen = await self._nearest_objects(collection, vectors, limit)
             # The catalog is the truth: what it does not (or not yet) call indexed is no hit.
-            places = await self._catalog.places([hit.object_id for hit in best])
+            with self._figures.stage("lookup"):
+                places = await self._catalog.places([hit.object_id for hit in best])
             hits = [
                 PhotoHit(places[hit.object_id], max(0.0, hit.distance))
                 for hit in best

@@ -105,6 +105,12 @@ class Settings(BaseSettings):
     engine_timeout: float = Field(
         30, gt=0, description="seconds that one call of an engine may take"
     )
+    slow_request: float = Field(
+        1.0,
+        gt=0,
+        description="seconds after which a request, unless it is a load, is logged as a warning"
+        " that says where the time went",
+    )
 
     triton_url: str | None = Field(
         None, description="Triton's gRPC address, or several behind commas (unset: in-process)"

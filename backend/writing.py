@@ -31,6 +31,7 @@ from backend.errors import (
     Unavailable,
     VectorsLost,
 )
+from backend.metrics import Metrics
 from backend.outages import Outages
 from backend.readiness import Readiness
 from backend.storage.catalog import (
@@ -81,6 +82,7 @@ class PhotoWriter:
         vectors: VectorStore,
         analyzer: PhotoAnalyzer,
         uploads: UploadFolder,
+        figures: Metrics,
         *,
         metric: str,
         owns: bool,
@@ -88,11 +90,12 @@ class PhotoWriter:
         """`owns`: it writes for the service, not for a command that may run beside it."""
         self._gives_up = owns and not vectors.is_server
         """Whether photos fail whose vectors are lost; on a server they may be elsewhere."""
-        self.outages = Outages(Readiness(catalog, vectors, analyzer), self._mend)
+        self.outages = Outages(Readiness(catalog, vectors, analyzer), self._mend, figures)
         self._catalog = catalog
         self._vectors = vectors
         self._analyzer = analyzer
         self._uploads = uploads
+        self._figures = figures
         self._metric = metric
         self._files = ThreadPoolExecutor(1, thread_name_prefix="uploads")
         self._writing = asyncio.Lock()
@@ -150,13 +153,15 @@ class PhotoWriter:
 
     async def add(self, collection: Collection, photos: Sequence[PreparedPhoto]) -> list[int]:
         """Writes photos, or their failures; returns their ids once they can be found."""
-        return await self.finish(self._add(collection, photos))
+        with self._figures.stage("write"):
+            return await self.finish(self._add(collection, photos))
 
     async def keep(
         self, collection: Collection, photo: PreparedPhoto, path: Path, data: bytes
     ) -> int:
         """Writes an uploaded photo's file, and the photo where it is not indexed already."""
-        return await self.finish(self._keep(collection, photo, path, data))
+        with self._figures.stage("write"):
+            return await self.finish(self._keep(collection, photo, path, data))
 
     async def _keep(
         self, collection: Collection, photo: PreparedPhoto, path: Path, data: bytes
@@ -221,6 +226,7 @@ class PhotoWriter:
             self._unsure.setdefault(collection.id, set()).update(image.id for image in stored)
             raise
         self._unsettled = False
+        self._figures.count_indexed(len(stored) - len(failed), len(rows))
         return [image.id for image in stored]
 
     async def delete(self, collection: Collection, image_ids: Sequence[int]) -> None:

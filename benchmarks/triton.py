@@ -30,6 +30,7 @@ from rich.table import Table
 from torch import nn
 
 from backend.analysis import PhotoAnalyzer
+from backend.metrics import Metrics
 from backend.serving.models import Detector, Embedder, ModelServer
 from backend.serving.onnx import OnnxServer
 from backend.serving.triton import TritonServer
@@ -211,6 +212,7 @@ async def _analyzer(server: ModelServer) -> AsyncIterator[PhotoAnalyzer]:
     analyzer = PhotoAnalyzer(
         Detector(detector),
         Embedder(embedder),
+        Metrics(),
         engine_name=server.engine_name,
         whole_image="fallback",
         max_pixels=_MAX_PIXELS,

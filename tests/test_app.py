@@ -106,7 +106,7 @@ def test_the_arrows_run_one_way() -> None:
     """http -> services -> vision, serving, storage -> settings, errors; `app` knows everyone."""
     layers = [
         {"errors"},
-        {"names", "files", "deadlines"},
+        {"names", "files", "deadlines", "metrics"},
         {"settings", "logs"},
         {"vision", "serving", "storage"},
         {"analysis", "scanning", "uploads", "fetching"},

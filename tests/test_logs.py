@@ -111,6 +111,17 @@ def test_only_what_is_severe_enough_is_logged(logging_is_restored: None, said: S
         assert re.findall(r"event=(\w+)", said()) == list(heard)
 
 
+def test_what_is_bound_to_a_request_is_in_its_lines_and_its_libraries(said: Said) -> None:
+    with structlog.contextvars.bound_contextvars(request="r1"):
+        _logger().info("inside", status=200)
+        logging.getLogger("some.library").warning("trouble")
+    _logger().info("after")
+    inside, library, after = said().splitlines()
+    assert inside.endswith("event=inside status=200 request=r1")
+    assert library.endswith("event=trouble request=r1")
+    assert after.endswith("event=after")
+
+
 def test_a_library_is_heard_from_its_warnings_on(said: Said) -> None:
     configure_logging("DEBUG")
     library = logging.getLogger("some.library")

@@ -18,7 +18,7 @@ from backend.files import open_regular_file
 from backend.http.multipart import Form, read_form
 from backend.http.raw_paths import paths_meant
 from backend.http.schemas import LoadBody, Operation, Parameter
-from backend.http.services import SETTINGS, in_time, services
+from backend.http.services import SETTINGS, UNHURRIED, in_time, services
 from backend.settings import MAX_TOP_K
 from backend.storage.catalog import path_key
 from backend.vision.decode import CONTENT_TYPES, SNIFF_BYTES, sniff
@@ -36,6 +36,7 @@ _CHUNK_BYTES: Final = 2**18
 
 async def load(request: web.Request) -> web.Response:
     """Loads a folder; answers when it is done, or, to a browser, as soon as it has begun."""
+    request[UNHURRIED] = True
     body = await _load_body(request)
     started = await services(request).indexer.start_load(
         body.folder, body.table or _default(request)

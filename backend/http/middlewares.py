@@ -1,38 +1,96 @@
-"""What every request passes: errors become answers, other origins are let in, a line is logged."""
+"""What every request passes: an id, a line in the log, errors as answers, other origins."""
 
+import re
 import time
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
+from structlog.contextvars import bound_contextvars
 
-from backend.errors import ServiceError, Unavailable
+from backend.errors import EngineUnavailable, ServiceError, Unavailable
+from backend.http.services import METRICS, SETTINGS, UNHURRIED
+from backend.metrics import STAGES, Stage, stage_times
 
-__all__ = ["allow_other_origins", "answer_errors", "answer_preflights", "log_requests"]
+__all__ = [
+    "allow_other_origins",
+    "answer_errors",
+    "answer_preflights",
+    "identify_requests",
+    "log_requests",
+    "tell_request_id",
+]
 
 _log = structlog.get_logger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_ID: Final = web.RequestKey("id", str)
+_ID_HEADER: Final = "X-Request-ID"
+_GIVEN_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PREFLIGHT_SECONDS: Final = "600"
 """How long a browser may remember a preflight's answer; Chromium's own limit is 7,200."""
+_OTHER: Final = "other"
+"""In figures, every path that leads nowhere, and every odd method: clients invent them at will."""
+
+
+@web.middleware
+async def identify_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Has every line that is logged for a request bear its id; outermost."""
+    with bound_contextvars(request=_id(request)):
+        return await handler(request)
+
+
+async def tell_request_id(request: web.Request, response: web.StreamResponse) -> None:
+    """Answers with the request's id, so that a client can say which lines of the log are its."""
+    response.headers[_ID_HEADER] = _id(request)
+
+
+def _id(request: web.Request) -> str:
+    """The client's own id where it is one that a log can bear, else a new one."""
+    known = request.get(_ID)
+    if known is None:
+        given = request.headers.get(_ID_HEADER, "")
+        known = given if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
+        request[_ID] = known
+    return known
 
 
 @web.middleware
 async def log_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Logs one line a request; outermost, so that it sees the status that the client sees."""
+    """Counts a request and logs its line; outside of errors, to see what the client sees."""
+    figures = request.app[METRICS]
     start = time.perf_counter()
-    response = await handler(request)
-    _log.info(
-        "request",
-        method=request.method,
-        path=request.path,
-        status=response.status,
-        ms=round((time.perf_counter() - start) * 1000, 1),
-    )
+    with figures.request_in_flight(), stage_times() as times:
+        try:
+            response = await handler(request)
+        except web.HTTPException as redirect:  # all others are answers by now
+            _tell(request, redirect.status, time.perf_counter() - start, times)
+            raise
+    _tell(request, response.status, time.perf_counter() - start, times)
     return response
+
+
+def _tell(request: web.Request, status: int, seconds: float, times: Mapping[Stage, float]) -> None:
+    method = request.method if request.method in hdrs.METH_ALL else _OTHER
+    resource = request.match_info.route.resource
+    route = _OTHER if resource is None else resource.canonical
+    request.app[METRICS].count_request(method, route, status, seconds)
+    log = _log.bind(
+        method=request.method, path=request.path, status=status, ms=_milliseconds(seconds)
+    )
+    if seconds > request.app[SETTINGS].slow_request and not request.get(UNHURRIED, False):
+        stages = {f"{stage}_ms": _milliseconds(times[stage]) for stage in STAGES if stage in times}
+        log.warning("request.slow", **stages)
+    else:
+        log.info("request")
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 1)
 
 
 @web.middleware
@@ -41,6 +99,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     try:
         return await handler(request)
     except ServiceError as error:
+        if isinstance(error, EngineUnavailable):
+            request.app[METRICS].count_engine_error(error)
         if error.status >= 500:
             _log.error("request.failed", path=request.path, error=str(error))
         response = _error(error.status, str(error))

@@ -11,12 +11,22 @@ from backend.deadlines import deadline
 from backend.errors import EngineUnavailable, Unavailable
 from backend.fetching import PhotoFetcher
 from backend.indexing import Indexer
+from backend.metrics import Metrics
 from backend.readiness import Readiness
 from backend.searching import Searcher
 from backend.settings import Settings
 from backend.storage.catalog import Catalog
 
-__all__ = ["RUNNING", "SETTINGS", "Running", "Services", "in_time", "services"]
+__all__ = [
+    "METRICS",
+    "RUNNING",
+    "SETTINGS",
+    "UNHURRIED",
+    "Running",
+    "Services",
+    "in_time",
+    "services",
+]
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,9 @@ class Running:
 
 SETTINGS: Final = web.AppKey("settings", Settings)
 RUNNING: Final = web.AppKey("running", Running)
+METRICS: Final = web.AppKey("metrics", Metrics)
+UNHURRIED: Final = web.RequestKey("unhurried", bool)
+"""Set by a handler that answers when long work is done: that it takes long is no news."""
 
 
 def services(request: web.Request) -> Services:

@@ -1,4 +1,4 @@
-"""Prometheus asks engines that exist, and Grafana shows what they tell."""
+"""Prometheus asks services that exist, and Grafana shows what they tell."""
 
 import json
 import re
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.deploy.compose_file import SERVICES
-from tests.service import REPOSITORY
+from tests.service import REPOSITORY, Service
 
 DEPLOY = REPOSITORY / "scripts" / "deploy"
 GRAFANA = DEPLOY / "grafana"
@@ -45,7 +46,8 @@ METRICS = {
 }
 
 _FUNCTIONS = {"by", "histogram_quantile", "le", "rate", "sum"}
-_LABELS = {"function_name", "model", "msg_type"}
+_LABELS = {"engine", "function_name", "model", "msg_type", "route", "stage", "status"}
+_OUR_PREFIX = "image_search_"
 
 
 def panels(dashboard: Path) -> Iterator[dict[str, Any]]:
@@ -81,12 +83,43 @@ def test_prometheus_asks_services_on_a_network_that_it_is_on() -> None:
             assert set(SERVICES[host]["networks"]) & set(SERVICES["prometheus"]["networks"])
 
 
+def metrics_in(query: str) -> set[str]:
+    bare = re.sub(r"\{[^}]*\}|\[[^]]*\]", "", query)
+    return set(re.findall(r"[a-z_]\w*", bare)) - _FUNCTIONS - _LABELS
+
+
 def test_panels_show_metrics_that_engines_have() -> None:
+    used = {name for query in queries() for name in metrics_in(query)}
+    assert {name for name in used if not name.startswith(_OUR_PREFIX)} == METRICS
+
+
+def test_panels_show_metrics_that_the_service_has(empty_service: Service) -> None:
+    assert empty_service.get("/healthz").ok  # a request that is counted
+    samples = [
+        sample
+        for family in text_string_to_metric_families(empty_service.get("/metrics").text)
+        for sample in family.samples
+    ]
+    labels: dict[str, set[str]] = {}
+    for sample in samples:
+        labels.setdefault(sample.name, set()).update(sample.labels)
     used = set()
     for query in queries():
-        bare = re.sub(r"\{[^}]*\}|\[[^]]*\]", "", query)
-        used |= set(re.findall(r"[a-z_]\w*", bare)) - _FUNCTIONS - _LABELS
-    assert used == METRICS
+        ours = {name for name in metrics_in(query) if name.startswith(_OUR_PREFIX)}
+        used |= ours
+        if 'job="backend"' in query:
+            ours |= metrics_in(query) - {"up"}
+        assert ours <= set(labels), query
+        for names in re.findall(r"by \(([^)]*)\)", query):
+            for name in ours:
+                assert set(names.split(", ")) <= labels[name], query
+    # Each of ours is shown, too; a histogram's samples are parts of one.
+    parts = re.compile(r"_(bucket|sum|count|created)$")
+    shown = {parts.sub("", name) for name in used}
+    there = {parts.sub("", name) for name in labels if name.startswith(_OUR_PREFIX)}
+    assert {name.removesuffix("_total") for name in shown} == {
+        name.removesuffix("_total") for name in there
+    }
 
 
 def test_panels_name_jobs_that_prometheus_has() -> None:

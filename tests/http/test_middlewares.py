@@ -1,6 +1,9 @@
-"""What every request passes: errors as JSON, and pages of other origins."""
+"""What every request passes: its id, errors as JSON, and pages of other origins."""
 
 import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -10,6 +13,11 @@ from aiohttp.test_utils import TestClient
 from backend import errors
 from backend.errors import ServiceError
 from backend.http import middlewares
+from backend.http.services import METRICS, SETTINGS
+from backend.metrics import Metrics
+from backend.settings import Settings
+from tests.photos import draw_photo, encode, write_photos
+from tests.service import Service
 
 ORIGIN = "http://client.example:8080"
 SERVICE_ERRORS = [
@@ -59,12 +67,16 @@ async def client(aiohttp_client: AiohttpClient) -> Client:
     """An application with the middlewares in the order in which the service has them."""
     app = web.Application(
         middlewares=[
+            middlewares.identify_requests,
             middlewares.log_requests,
             middlewares.answer_errors,
             middlewares.answer_preflights,
         ],
         client_max_size=1000,
     )
+    app[METRICS] = Metrics()
+    app[SETTINGS] = Settings.load()
+    app.on_response_prepare.append(middlewares.tell_request_id)
     app.on_response_prepare.append(middlewares.allow_other_origins)
     app.router.add_get("/good", _good)
     app.router.add_post("/good", _good)
@@ -164,6 +176,107 @@ async def test_a_redirect_stays_a_redirect(client: Client) -> None:
 async def test_a_good_answer_is_left_alone(client: Client) -> None:
     async with client.get("/good") as answer:
         assert (answer.status, await answer.json()) == (200, "good")
+
+
+# Ids
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/good", 200), ("/missing", 404), ("/broken", 500), ("/moved", 302)]
+)
+async def test_every_answer_bears_an_id_of_its_own(client: Client, path: str, status: int) -> None:
+    ids = set()
+    for _ in range(3):
+        async with client.get(path, allow_redirects=False) as answer:
+            assert answer.status == status
+            ids.add(answer.headers["X-Request-ID"])
+    assert len(ids) == 3
+    assert all(re.fullmatch("[0-9a-f]{32}", each) for each in ids)
+
+
+async def test_an_answer_that_no_handler_gives_bears_an_id(client: Client) -> None:
+    async with client.get("/good", headers={"Expect": "miracles"}) as answer:
+        assert answer.status == 417
+        assert answer.headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize("given", ["7", "a" * 64, "web-1.2_B"])
+async def test_a_client_s_own_id_is_kept(client: Client, given: str) -> None:
+    async with client.get("/good", headers={"X-Request-ID": given}) as answer:
+        assert answer.headers["X-Request-ID"] == given
+
+
+@pytest.mark.parametrize("given", ["", "a" * 65, "a b", 'a"', "a=b", "naïve"])
+async def test_an_id_that_a_log_cannot_bear_is_replaced(client: Client, given: str) -> None:
+    async with client.get("/good", headers={"X-Request-ID": given}) as answer:
+        assert re.fullmatch("[0-9a-f]{32}", answer.headers["X-Request-ID"])
+
+
+def _lines(service: Service, request_id: str) -> list[str]:
+    """The events that are logged with a request's id."""
+    marked = re.compile(rf"event=(\S+) .*\brequest={request_id}(?: |$)")
+    return [
+        found[1] for line in service.log.read_text().splitlines() if (found := marked.search(line))
+    ]
+
+
+def test_what_is_logged_for_a_request_bears_its_id(service: Service) -> None:
+    photo = {"image": ("a.jpg", encode(draw_photo(1)))}
+    assert service.post("/img/upload", files=photo, headers={"X-Request-ID": "u1"}).ok
+    assert service.get("/progress", headers={"X-Request-ID": "p1"}).ok
+    assert _lines(service, "u1") == ["photo.added", "request"]
+    assert _lines(service, "p1") == ["request"]
+    assert _lines(service, r"\S+") == ["photo.added", "request", "request"]
+
+
+def test_a_load_does_not_bear_the_id_of_the_request_that_started_it(
+    service: Service, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 1)
+    (tmp_path / "photos" / "damaged.jpg").write_bytes(b"no photo")
+    assert service.load(tmp_path / "photos", headers={"X-Request-ID": "l1"}).ok
+    log = service.log.read_text()
+    for event in ("load.started", "load.photo_failed", "load.done"):
+        assert f"event={event}" in log
+    assert _lines(service, "l1") == ["request"]
+
+
+# Slow requests
+
+
+def test_a_request_that_is_slow_is_a_warning_that_says_where_the_time_went(
+    start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    service = start_service("--slow-request", "0.000001")  # anything is slower
+    write_photos(tmp_path / "photos", 2)
+    assert service.load(tmp_path / "photos").ok
+    photo = encode(draw_photo(1))
+    assert service.search(photo).ok
+    assert service.post("/img/upload", files={"image": ("a.jpg", photo)}).ok
+    assert service.get("/healthz").ok
+    slow = {}
+    for line in service.log.read_text().splitlines():
+        if found := re.search(r"level=warning event=request\.slow .*path=(\S+) status=200 ", line):
+            figures = re.findall(r"(?:(\w+)_)?ms=([\d.]+)", line)
+            slow[found[1]] = {stage: float(milliseconds) for stage, milliseconds in figures}
+    # Loads take as long as they take.
+    assert set(slow) == {"/img/search", "/img/upload", "/healthz"}
+    analysis = ["decode", "detect", "cut", "embed"]
+    assert list(slow["/img/search"]) == ["", *analysis, "search", "lookup"]
+    assert list(slow["/img/upload"]) == ["", *analysis, "write"]
+    assert list(slow["/healthz"]) == [""]
+    for times in slow.values():
+        # Each figure is rounded to a tenth.
+        assert sum(times.values()) - times[""] <= times[""] + 0.1 * len(times)
+
+
+def test_a_request_that_is_not_slow_is_no_warning(
+    start_service: Callable[..., Service],
+) -> None:
+    service = start_service("--slow-request", "60")
+    assert service.count() == 0
+    assert re.search(r"level=info event=request .*path=/img/count", service.log.read_text())
+    assert "request.slow" not in service.log.read_text()
 
 
 # Other origins

@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -107,7 +108,8 @@ class Gatherer:
             requests = self._next(limit)
             if not requests:
                 return
-            call = asyncio.create_task(self._run(requests))
+            # It is nobody's in particular: no one's deadline or log lines are to be its own.
+            call = asyncio.create_task(self._run(requests), context=Context())
             self._calls.add(call)
             for request in requests:
                 request.answer.add_done_callback(partial(self._give_up, call, requests))

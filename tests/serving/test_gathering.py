@@ -1,6 +1,7 @@
 """Requests that travel together."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from backend.deadlines import deadline, time_left
 from backend.serving.gathering import Gatherer, Outputs, Spare
 
 
@@ -18,12 +20,14 @@ class Doubling:
         self.calls: list[list[int]] = []
         """The rows of each request of each call that was begun."""
         self.cancelled = 0
+        self.seconds_left: list[float] = []
         self.failing: Exception | None = None
         self.go = asyncio.Event()
         self.go.set()
 
     async def __call__(self, batches: Sequence[NDArray[np.uint8]], _until: float) -> Outputs:
         self.calls.append([len(batch) for batch in batches])
+        self.seconds_left.append(time_left(math.inf))
         try:
             await self.go.wait()
         except asyncio.CancelledError:
@@ -135,6 +139,20 @@ async def test_a_call_is_cancelled_with_the_last_who_waits_for_it(model: Doublin
     others[1].cancel()
     await settle()
     assert model.cancelled == 2
+
+
+async def test_nobody_has_less_time_because_of_others(model: Doubling) -> None:
+    model.go.clear()
+    asked = gatherer(model)
+    with deadline(0.01):
+        first, second = ask(asked, 0), ask(asked, 1)
+    await settle()
+    third = ask(asked, 2)
+    await asyncio.sleep(0.02)
+    model.go.set()
+    await asyncio.gather(first, second, third)
+    assert model.calls == [[1], [1, 1]]
+    assert model.seconds_left == [math.inf, math.inf]
 
 
 async def test_who_waits_for_too_long_is_told_and_the_others_are_not(model: Doubling) -> None:

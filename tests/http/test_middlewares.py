@@ -2,9 +2,11 @@
 
 import logging
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from aiohttp import web
 from aiohttp.pytest_plugin import AiohttpClient
@@ -239,6 +241,28 @@ def test_a_load_does_not_bear_the_id_of_the_request_that_started_it(
     for event in ("load.started", "load.photo_failed", "load.done"):
         assert f"event={event}" in log
     assert _lines(service, "l1") == ["request"]
+
+
+def test_an_outage_does_not_bear_the_id_of_the_request_that_it_began_with(
+    start_service: Callable[..., Service],
+) -> None:
+    service = start_service("--request-timeout", "1", "--engine-timeout", "1")
+    photo = {"image": ("a.jpg", encode(draw_photo(1)))}
+    assert service.post("/img/upload", files=photo).ok
+    [milvus_lite] = psutil.Process(service.process.pid).children()
+    milvus_lite.suspend()
+    try:
+        photo = {"image": ("b.jpg", encode(draw_photo(2)))}
+        answer = service.post("/img/upload", files=photo, headers={"X-Request-ID": "o1"})
+        assert answer.status_code == 503
+    finally:
+        milvus_lite.resume()
+    end = time.monotonic() + 30
+    while "event=outage.ended" not in service.log.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert "outage.began" in _lines(service, "o1")
+    assert "outage.ended" not in _lines(service, "o1")
 
 
 # Slow requests

@@ -39,8 +39,9 @@ _RETRY_SECONDS: Final = 3.0
 """For a server that is lost to come back: the callers' callers wait for longer outages."""
 _CHECK_SECONDS: Final = 5.0
 """How long a server is trusted to hold the same model still. Looking costs a millisecond."""
-_SPARE_CALLS: Final = 1
-"""Of a server, beyond those that its models run: it is there when one of them is done."""
+_SPARE_CALLS: Final = 2
+"""Of a server, beyond those that its models run: they are there when one of them is done. With two
+the detector and the embedder each have one; with one, and a call less a photo, cores wait."""
 _PLACE_BYTES: Final = 8 * 2**20
 """Of shared memory for one call: 16 photos of the full-size detector. More go by the connection."""
 _CLOSE_SECONDS: Final = 1.0

@@ -111,6 +111,7 @@ class Gatherer:
             # It is nobody's in particular: no one's deadline or log lines are to be its own.
             call = asyncio.create_task(self._run(requests), context=Context())
             self._calls.add(call)
+            call.add_done_callback(self._ended)
             for request in requests:
                 request.answer.add_done_callback(partial(self._give_up, call, requests))
 
@@ -159,11 +160,10 @@ class Gatherer:
                     rows = {name: array[start:end] for name, array in outputs.items()}
                     request.answer.set_result(rows)
                 start = end
-        finally:
-            this = asyncio.current_task()
-            assert this is not None
-            self._calls.discard(this)
-            self._fill_places()
+
+    def _ended(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._fill_places()
 
     def _give_up(
         self,

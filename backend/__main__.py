@@ -1,4 +1,4 @@
-"""Command line: `python -m backend serve|load|check`.
+"""Command line: `python -m backend serve|load|search|check`.
 
 Exit codes: 0 done, 1 it ran and something is wrong, 2 the command or a setting is wrong.
 """
@@ -19,8 +19,16 @@ from aiohttp import web
 
 from backend.app import Services, create_app, open_services
 from backend.checking import CollectionReport, check_collections
-from backend.console import print_reports, show_embedding, show_load, stderr
-from backend.errors import ConfigurationError, ServiceError
+from backend.console import print_hits, print_reports, show_embedding, show_load, stderr
+from backend.errors import (
+    ConfigurationError,
+    InvalidImage,
+    InvalidInput,
+    ServiceError,
+    TooLarge,
+    UnsupportedFormat,
+)
+from backend.files import open_regular_file
 from backend.http.services import RUNNING
 from backend.indexing import Indexer
 from backend.logs import configure_logging
@@ -70,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument(
         "--prune", action="store_true", help="also remove photos that are gone from the folder"
     )
+    search = _command(
+        commands, "search", _search, "find the photos with objects most like those of a photo"
+    )
+    search.add_argument("photo", help="file of the query photo")
+    search.add_argument("--table", help="collection to search in (default: DEFAULT_TABLE)")
+    search.add_argument("--json", action="store_true", help="print JSON to standard output")
     check = _command(
         commands,
         "check",
@@ -211,6 +225,43 @@ async def _load(settings: Settings, options: dict[str, Any]) -> int:
             stderr.print("stopped; the same command goes on from here")
             return 1
         return 1 if load.counts.failed else 0
+
+
+async def _search(settings: Settings, options: dict[str, Any]) -> int:
+    photo = _read_photo(options["photo"], settings.max_file_bytes)
+    table = options["table"] or settings.default_table
+    async with open_services(settings, owns=False) as services:
+        try:
+            hits = await services.searcher.search(photo, table, settings.top_k)
+        except (InvalidImage, TooLarge, UnsupportedFormat) as error:
+            raise type(error)(f"{options['photo']}: {error}") from None
+        photos = await services.searcher.count(table)
+    if options["json"]:
+        found = [
+            {
+                "path": hit.object.path,
+                "distance": hit.distance,
+                "label": hit.object.label,
+                "score": hit.object.score,
+                "box": hit.object.box,
+            }
+            for hit in hits
+        ]
+        print(json.dumps({"collection": table, "photos": photos, "hits": found}, indent=2))
+    else:
+        print_hits(hits, table, photos)
+    return 0
+
+
+def _read_photo(path: str, max_bytes: int) -> bytes:
+    try:
+        with open_regular_file(path) as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise InvalidInput(f"{path}: {error.strerror}") from None
+    if len(data) > max_bytes:
+        raise TooLarge(f"{path} has more than the {max_bytes} bytes that MAX_FILE_BYTES allows")
+    return data
 
 
 async def _check(settings: Settings, options: dict[str, Any]) -> int:

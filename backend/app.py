@@ -361,8 +361,8 @@ def _locked(data_dir: Path) -> Iterator[None]:
         descriptor = lock_file(data_dir / "lock")
     except BlockingIOError as owner:
         raise ConfigurationError(
-            f"DATA_DIR={data_dir} is in use by process {owner}: stop it, or load through it with"
-            " POST /img/load"
+            f"DATA_DIR={data_dir} is in use by process {owner}: stop it, or ask it with"
+            " POST /img/load or /img/search"
         ) from None
     except OSError as error:
         raise ConfigurationError(f"DATA_DIR={data_dir}: {error.strerror}") from None

@@ -18,13 +18,15 @@ from rich.table import Table
 from backend.checking import CollectionReport
 from backend.indexing import Failure, Load
 from backend.repairing import Reembedding
+from backend.searching import PhotoHit
 from backend.storage.catalog import Collection
 
-__all__ = ["print_reports", "show_embedding", "show_load", "stderr"]
+__all__ = ["print_hits", "print_reports", "show_embedding", "show_load", "stderr"]
 
 _REFRESH_SECONDS = 0.2
 
 stderr = Console(stderr=True, highlight=False)
+stdout = Console(highlight=False)
 
 
 async def show_load(load: Load) -> None:
@@ -104,6 +106,32 @@ async def show_embedding(
     )
     if done.failures:
         _print_failures(f"{len(done.failures)} photos failed:", done.failures)
+
+
+def print_hits(hits: Sequence[PhotoHit], collection: str, photos: int) -> None:
+    """Prints what a search has found, nearest first, to standard output."""
+    if not hits:
+        hint = "nothing in it is like that" if photos else "load a folder of photos first"
+        stderr.print(
+            f"found nothing; collection {collection} holds {photos} photos: {hint}",
+            markup=False,
+            soft_wrap=True,
+        )
+        return
+    table = Table(show_edge=False)
+    for name in ("distance", "object", "score", "box (x1, y1, x2, y2)"):
+        table.add_column(name, justify="left" if name == "object" else "right")
+    table.add_column("photo", overflow="fold")
+    for hit in hits:
+        found = hit.object
+        table.add_row(
+            f"{hit.distance:.4f}",
+            escape(found.label),
+            f"{found.score:.2f}",
+            ", ".join(f"{edge:.0f}" for edge in found.box),
+            escape(found.path),
+        )
+    stdout.print(table)
 
 
 def print_reports(reports: Sequence[CollectionReport]) -> None:

@@ -1,6 +1,7 @@
 """The command line."""
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -34,7 +35,7 @@ def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize("command", ["serve", "load", "check"])
+@pytest.mark.parametrize("command", ["serve", "load", "search", "check"])
 def test_help_names_every_setting_its_variable_and_its_default(command: str) -> None:
     text = " ".join(_run(command, "--help").stdout.split())
     for name, info in Settings.model_fields.items():
@@ -73,7 +74,8 @@ def test_a_bad_setting_is_one_clear_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["sing"], ["serve", "--prot", "1"], ["serve", "--por", "1"], ["load"]]
+    "arguments",
+    [[], ["sing"], ["serve", "--prot", "1"], ["serve", "--por", "1"], ["load"], ["search"]],
 )
 def test_an_unknown_command_or_flag_exits_with_2(arguments: list[str]) -> None:
     done = _run(*arguments)
@@ -203,3 +205,47 @@ def test_a_load_in_a_terminal_shows_a_bar_and_says_where_to_look_next(tmp_path: 
     assert re.search(r"Loading photos ━+ 12/12 100%", text)
     assert "12 photos in" in text
     assert re.search(r"curl -F image=@\S+ http://127\.0\.0\.1:\d+/img/search", text)
+
+
+def test_a_photo_is_searched_for_in_the_terminal_and_by_programs(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos [1]", 6)
+    data = ("--data-dir", str(tmp_path / "data"))
+    assert _run("load", str(tmp_path / "photos [1]"), *data).returncode == 0
+    shown = _run("search", str(photos[2]), *data, "--top-k", "3", COLUMNS="400")
+    assert shown.returncode == 0, shown.stderr
+    [head, _line, first, *others] = shown.stdout.splitlines()
+    assert head.split()[0] == "distance"
+    assert str(photos[2]) in first
+    assert "0.0000" in first
+    assert len(others) == 2
+    done = _run("search", str(photos[2]), *data, "--top-k", "3", "--json")
+    found = json.loads(done.stdout)
+    assert (found["collection"], found["photos"], len(found["hits"])) == ("milvus_obj_det", 6, 3)
+    distances = [hit["distance"] for hit in found["hits"]]
+    assert distances == sorted(distances)
+    nearest = found["hits"][0]
+    assert (nearest["path"], nearest["distance"] < 1e-3) == (str(photos[2]), True)
+    x1, y1, x2, y2 = nearest["box"]
+    assert x1 < x2
+    assert y1 < y2
+    nothing = _run("search", str(photos[2]), *data, "--table", "other")
+    assert (nothing.returncode, nothing.stdout) == (0, "")
+    assert "collection other holds 0 photos: load a folder" in nothing.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "No such file"), (b"no photo", "query.jpg"), (b"x" * 101, "MAX_FILE_BYTES")],
+)
+def test_a_query_that_cannot_be_searched_for_is_one_clear_line(
+    tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    query = tmp_path / "query.jpg"
+    if content is not None:
+        query.write_bytes(content)
+    data = ("--data-dir", str(tmp_path / "data"), "--log-level", "ERROR")
+    done = _run("search", str(query), *data, "--max-file-bytes", "100")
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert words in line

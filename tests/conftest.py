@@ -83,6 +83,8 @@ def engine_settings(combination: str, request: pytest.FixtureRequest) -> Iterato
     engines = Engines(
         {name: request.getfixturevalue(f"{name}_server") for name in COMBINATIONS[combination]}
     )
+    if "milvus" in COMBINATIONS[combination]:
+        request.getfixturevalue("milvus_server").start_if_given_up()
     settings = engines.settings()
     yield settings
     engines.forget(settings)

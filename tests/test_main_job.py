@@ -118,5 +118,6 @@ def test_the_documentation_needs_no_network(empty_service: Service) -> None:
         "/img/drop",
         "/data",
         "/healthz",
+        "/metrics",
         "/readyz",
     } == set(document["paths"])

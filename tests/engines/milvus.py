@@ -119,6 +119,13 @@ class MilvusProcess(EngineProcess):
             self.process.kill()
         self.process.wait()
 
+    def start_if_given_up(self) -> None:
+        """Starts a server again that has given itself up: on a machine that has stood still for
+        longer than its session lasts, it says for ever that it is not ready."""
+        if not self.is_ready():
+            self.stop()
+            self.start()
+
     def freeze(self) -> None:
         """See `EngineProcess.freeze`; connections are still taken, as the kernel would."""
         self._signal(signal.SIGSTOP)

@@ -47,6 +47,7 @@ async def process(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mil
 @pytest.fixture
 def options(process: MilvusProcess) -> MilvusOptions:
     """How to reach the shared server."""
+    process.start_if_given_up()
     return MilvusOptions(process.host, process.port)
 
 

@@ -502,7 +502,7 @@ async def _unlock(connection: AsyncConnection, name: str) -> None:
         try:
             async with asyncio.timeout(_RELEASE_SECONDS):
                 await connection.close()
-        except TimeoutError:  # frozen in between
+        except (TimeoutError, sa.exc.SQLAlchemyError):  # frozen or cut off in between
             if not connection.closed:  # else the close that was broken off has discarded it
                 await connection.invalidate()
 

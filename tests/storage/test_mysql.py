@@ -519,13 +519,14 @@ async def test_whether_a_lock_is_held_is_not_waited_for_longer_than_it_may_take(
             await _enter(catalog.exclusive())
 
 
-async def test_a_server_that_freezes_between_the_unlocking_and_the_end_is_no_error(
-    server: MariaDBProcess,
+@pytest.mark.parametrize("happens", ["freeze", "drop_connections"])
+async def test_what_happens_between_the_unlocking_and_the_end_is_no_error(
+    server: MariaDBProcess, happens: str
 ) -> None:
     async with _opened(_own(server)) as catalog:
         engine = catalog._database.engine.sync_engine
         # A connection is rolled back before it goes back to the pool: the lock is released by then.
-        sa.event.listen(engine, "rollback", lambda _: server.freeze(), once=True)
+        sa.event.listen(engine, "rollback", lambda _: getattr(server, happens)(), once=True)
         with _at_most(4):
             await _enter(catalog.exclusive())
         server.thaw()

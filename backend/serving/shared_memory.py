@@ -10,9 +10,9 @@ import fcntl
 import mmap
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +95,7 @@ class SharedMemory:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Any:
+def _locked(path: Path) -> Iterator[None]:
     """Raises OSError where another has it locked."""
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:

@@ -6,7 +6,9 @@ get equal vectors. Decoding, letterboxing and cropping run in threads, never on 
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -86,6 +88,27 @@ class PhotoAnalyzer:
             InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`.
             EngineUnavailable: the models do not answer, or not before the deadline.
         """
+        async with self._place():
+            with self._figures.photo_analyzing():
+                width, height, objects, crops = await self._find_objects(data)
+        with self._figures.photo_analyzing(), self._figures.stage("embed"):
+            embeddings = await self.embedder.embed(crops)
+        return AnalyzedPhoto(width, height, objects, embeddings)
+
+    async def detect(self, data: bytes) -> tuple[int, int, list[NewObject]]:
+        """The upright photo's width and height in pixels, and its objects, best score first.
+
+        Raises:
+            as `analyze`.
+        """
+        async with self._place():
+            with self._figures.photo_analyzing():
+                width, height, objects, _crops = await self._find_objects(data)
+        return width, height, objects
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """One of the photos whose pixels may be in memory."""
         with self._figures.photo_waiting():
             try:
                 await acquire(self._decoded)
@@ -95,14 +118,10 @@ class PhotoAnalyzer:
                     f"{self.engine_name} has more photos to work on than it can at the moment: try"
                     " again later",
                 ) from None
-        with self._figures.photo_analyzing():
-            try:
-                width, height, objects, crops = await self._find_objects(data)
-            finally:
-                self._decoded.release()
-            with self._figures.stage("embed"):
-                embeddings = await self.embedder.embed(crops)
-        return AnalyzedPhoto(width, height, objects, embeddings)
+        try:
+            yield
+        finally:
+            self._decoded.release()
 
     async def _find_objects(
         self, data: bytes

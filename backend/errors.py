@@ -10,6 +10,8 @@
     │   └── EmbedderMismatch     409  a collection was filled by another embedder
     ├── TooLarge                 413  more bytes or pixels than allowed
     ├── UnsupportedFormat        415  an image, but of a format that is not read
+    ├── UnsupportedMediaType     415  a body of another kind than the endpoint takes
+    ├── IdempotencyKeyReused     422  a key that belongs to another request
     ├── BadGateway               502  a server that the caller pointed to misbehaved
     └── Unavailable              503  not now: the service is starting or stopping
         └── EngineUnavailable    503  an engine does not answer, or cannot do what it is asked
@@ -30,10 +32,12 @@ __all__ = [
     "InvalidImage",
     "InvalidInput",
     "NotFound",
+    "IdempotencyKeyReused",
     "ServiceError",
     "TooLarge",
     "Unavailable",
     "UnsupportedFormat",
+    "UnsupportedMediaType",
     "VectorsLost",
 ]
 
@@ -97,6 +101,18 @@ class UnsupportedFormat(ServiceError):
     """A recognisable image of a format that this program does not read."""
 
     status = 415
+
+
+class UnsupportedMediaType(ServiceError):
+    """A body of a kind that the endpoint does not take."""
+
+    status = 415
+
+
+class IdempotencyKeyReused(ServiceError):
+    """An Idempotency-Key that came with another request before."""
+
+    status = 422
 
 
 class BadGateway(ServiceError):

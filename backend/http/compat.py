@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from backend.errors import InvalidImage, InvalidInput, NotFound
 from backend.files import open_regular_file
 from backend.http.multipart import Form, read_form
+from backend.http.openapi import Operation, Parameter
 from backend.http.raw_paths import paths_meant
-from backend.http.schemas import LoadBody, Operation, Parameter
+from backend.http.schemas import LoadBody
 from backend.http.services import SETTINGS, UNHURRIED, in_time, services
 from backend.settings import MAX_TOP_K
 from backend.storage.catalog import path_key
@@ -301,7 +302,7 @@ OPERATIONS: Final = (
         "The file of an indexed photo",
         answer={"type": "string", "format": "binary"},
         query=(Parameter("image_path", "path as /img/search gives it", required=True),),
-        media_type="image/*",
+        media_types=("image/*",),
         errors=(400, 404, 503),
     ),
 )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import swagger_ui
 from aiohttp import web
 
-from backend.http.schemas import Operation, openapi_document
+from backend.http.openapi import Operation, openapi_document
 
 __all__ = ["add_documentation"]
 

@@ -5,7 +5,7 @@ from typing import Final
 
 from aiohttp import web
 
-from backend.http.schemas import Operation
+from backend.http.openapi import Operation
 from backend.http.services import RUNNING, Running
 
 __all__ = ["OPERATIONS"]

@@ -5,7 +5,7 @@ from typing import Final
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from backend.http.schemas import Operation
+from backend.http.openapi import Operation
 from backend.http.services import METRICS, RUNNING
 
 __all__ = ["OPERATIONS"]
@@ -28,6 +28,6 @@ OPERATIONS: Final = (
         metrics,
         "Figures of the service, in Prometheus' text format",
         answer={"type": "string"},
-        media_type="text/plain",
+        media_types=("text/plain",),
     ),
 )

@@ -1,18 +1,21 @@
 """What every request passes: an id, a line in the log, errors as answers, other origins."""
 
-import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from typing import Final
+from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
 from structlog.contextvars import bound_contextvars
 
-from backend.errors import EngineUnavailable, ServiceError, Unavailable
+from backend.errors import EngineUnavailable, Forbidden, ServiceError, Unavailable
+from backend.http.problems import problem, problem_answer
+from backend.http.request_ids import ID_HEADER, request_id
 from backend.http.services import METRICS, SETTINGS, UNHURRIED
+from backend.http.v1.schemas import Problem
 from backend.metrics import STAGES, Stage, stage_times
 
 __all__ = [
@@ -21,6 +24,7 @@ __all__ = [
     "answer_preflights",
     "identify_requests",
     "log_requests",
+    "refuse_other_origins",
     "tell_request_id",
 ]
 
@@ -28,9 +32,6 @@ _log = structlog.get_logger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_ID: Final = web.RequestKey("id", str)
-_ID_HEADER: Final = "X-Request-ID"
-_GIVEN_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PREFLIGHT_SECONDS: Final = "600"
 """How long a browser may remember a preflight's answer; Chromium's own limit is 7,200."""
 _OTHER: Final = "other"
@@ -40,23 +41,13 @@ _OTHER: Final = "other"
 @web.middleware
 async def identify_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Has every line that is logged for a request bear its id; outermost."""
-    with bound_contextvars(request=_id(request)):
+    with bound_contextvars(request=request_id(request)):
         return await handler(request)
 
 
 async def tell_request_id(request: web.Request, response: web.StreamResponse) -> None:
     """Answers with the request's id, so that a client can say which lines of the log are its."""
-    response.headers[_ID_HEADER] = _id(request)
-
-
-def _id(request: web.Request) -> str:
-    """The client's own id where it is one that a log can bear, else a new one."""
-    known = request.get(_ID)
-    if known is None:
-        given = request.headers.get(_ID_HEADER, "")
-        known = given if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
-        request[_ID] = known
-    return known
+    response.headers[ID_HEADER] = request_id(request)
 
 
 @web.middleware
@@ -95,7 +86,10 @@ def _milliseconds(seconds: float) -> float:
 
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turns errors into `{"status": false, "msg": …}` with their true status."""
+    """Turns errors into answers with their true status.
+
+    They are problem documents under `/api/`, `{"status": false, "msg": …}` elsewhere.
+    """
     try:
         return await handler(request)
     except ServiceError as error:
@@ -103,33 +97,62 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
             request.app[METRICS].count_engine_error(error)
         if error.status >= 500:
             _log.error("request.failed", path=request.path, error=str(error))
-        response = _error(error.status, str(error))
+        response = _error(request, error.status, str(error), error)
         if isinstance(error, Unavailable):
             response.headers["Retry-After"] = str(error.retry_after)
         return response
     except (web.RequestPayloadError, HttpProcessingError) as error:
         reason = error.message if isinstance(error, HttpProcessingError) else error
-        return _error(400, f"the request's body cannot be read: {reason}")
+        return _error(request, 400, f"the request's body cannot be read: {reason}")
     except web.HTTPException as answer:
         if answer.status < 400:
             raise
-        response = _error(answer.status, _describe(request, answer))
+        response = _error(request, answer.status, _describe(request, answer))
         if isinstance(answer, web.HTTPMethodNotAllowed):
             response.headers["Allow"] = answer.headers["Allow"]
         return response
     except ConnectionResetError:
         _log.info("request.abandoned", path=request.path)
-        return _error(400, "the client has gone")  # which nobody reads any more
+        return _error(request, 400, "the client has gone")  # which nobody reads any more
     except Exception:
         _log.exception("request.broke", path=request.path)
-        return _error(500, "an internal error; the server's log has its cause")
+        return _error(request, 500, "an internal error; the server's log has its cause")
+
+
+@web.middleware
+async def refuse_other_origins(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Keeps pages of other origins from the resource API: any page may send forms anywhere.
+
+    Browsers say by themselves where a request comes from (Fetch Metadata, and Origin in those that
+    do not know it); programs say nothing, and may call.
+    """
+    if _is_api(request) and _is_foreign(request):
+        raise Forbidden(
+            "pages of other origins may not call this API: open the service's own page, or call"
+            " it from a program"
+        )
+    return await handler(request)
+
+
+def _is_foreign(request: web.Request) -> bool:
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is not None:
+        # A link that is followed shows something, and changes nothing.
+        is_followed = (
+            request.method in ("GET", "HEAD")
+            and request.headers.get("Sec-Fetch-Mode") == "navigate"
+        )
+        return site in ("cross-site", "same-site") and not is_followed
+    origin = request.headers.get("Origin")
+    return origin is not None and urlsplit(origin).netloc != request.host
 
 
 @web.middleware
 async def answer_preflights(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answers a browser that asks whether a page of another origin may call (Fetch, 4.8)."""
     asked = request.headers.get("Access-Control-Request-Method")
-    if request.method != "OPTIONS" or "Origin" not in request.headers or asked is None:
+    is_preflight = request.method == "OPTIONS" and "Origin" in request.headers and asked is not None
+    if not is_preflight or _is_api(request):
         return await handler(request)
     return web.Response(
         status=204,
@@ -144,17 +167,33 @@ async def answer_preflights(request: web.Request, handler: Handler) -> web.Strea
 
 
 async def allow_other_origins(request: web.Request, response: web.StreamResponse) -> None:
-    """Lets pages of any origin read the answers: the existing web client is served elsewhere.
+    """Lets pages of any origin read the existing endpoints: their web client is served elsewhere.
 
     Without credentials, of which there are none. A signal rather than a middleware, since files
     are answered from the handler.
     """
-    if "Origin" in request.headers:
+    if "Origin" in request.headers and not _is_api(request):
         response.headers["Access-Control-Allow-Origin"] = "*"
 
 
-def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"status": False, "msg": message}, status=status)
+def _error(
+    request: web.Request, status: int, message: str, error: ServiceError | None = None
+) -> web.Response:
+    if not _is_api(request):
+        return web.json_response({"status": False, "msg": message}, status=status)
+    if error is not None:
+        return problem_answer(problem(error, request_id(request)))
+    title = HTTPStatus(status).phrase
+    code = "internal_error" if status == 500 else title.lower().replace(" ", "_")
+    return problem_answer(
+        Problem(
+            title=title, status=status, detail=message, code=code, request_id=request_id(request)
+        )
+    )
+
+
+def _is_api(request: web.Request) -> bool:
+    return request.path.startswith("/api/")
 
 
 def _describe(request: web.Request, answer: web.HTTPException) -> str:

@@ -1,4 +1,4 @@
-"""Reads a multipart form: one photo and a few short fields, each within a limit."""
+"""Reads a multipart form: photos and a few short fields, each within a limit."""
 
 from dataclasses import dataclass, field
 from typing import Final
@@ -8,11 +8,13 @@ from aiohttp import BodyPartReader, web
 
 from backend.errors import InvalidInput, TooLarge
 
-__all__ = ["Form", "read_form"]
+__all__ = ["Form", "Photo", "read_form"]
 
 _MAX_FIELD_BYTES: Final = 8192
 """The longest field is a URL."""
 _MAX_PARTS: Final = 20
+_LARGE_PHOTOS: Final = 4
+"""Photos as large as one may be, that one request may have: they are in memory together."""
 _CHUNK_BYTES: Final = 2**16
 # What aiohttp raises for bodies that are no multipart form: it has no class of its own for it.
 _MALFORMED: Final = (
@@ -24,35 +26,71 @@ _MALFORMED: Final = (
 )
 
 
+@dataclass(frozen=True)
+class Photo:
+    """An encoded photo, and what the client calls its file."""
+
+    data: bytes
+    filename: str | None
+
+
 @dataclass
 class Form:
-    """The photo, where there was one, and the text fields by name."""
+    """The photos, in their order, and the text fields by name."""
 
-    photo: bytes | None = None
+    photos: list[Photo] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def photo(self) -> bytes | None:
+        """The last photo's bytes."""
+        return self.photos[-1].data if self.photos else None
 
-async def read_form(request: web.Request, *, photo_field: str, max_photo_bytes: int) -> Form:
+
+async def read_form(
+    request: web.Request, *, photo_field: str, max_photo_bytes: int, max_photos: int | None = None
+) -> Form:
     """The request's multipart body; an empty form where it has another kind of body or none.
+
+    Args:
+        request: the request.
+        photo_field: name of the parts that are photos.
+        max_photo_bytes: of one; all together may have so many times _LARGE_PHOTOS.
+        max_photos: that there may be; unset: of several only the last is kept.
 
     Raises:
         InvalidInput: the body is no well-formed multipart form, or has too many parts.
-        TooLarge: the photo or a field is over its limit. What is over is never held in memory.
+        TooLarge: a photo or a field is over its limit. What is over is never held in memory.
     """
     form = Form()
     if not request.content_type.startswith("multipart/"):
         return form
+    max_parts = _MAX_PARTS + (max_photos or 0)
     try:
         reader = await request.multipart()
-        parts = 0
+        parts, left = 0, _LARGE_PHOTOS * max_photo_bytes
         while (part := await reader.next()) is not None:
             parts += 1
-            if parts > _MAX_PARTS:
-                raise InvalidInput(f"the form has more than {_MAX_PARTS} parts")
+            if parts > max_parts:
+                raise InvalidInput(f"the form has more than {max_parts} parts")
             if not isinstance(part, BodyPartReader):
                 raise InvalidInput("the form has a multipart body inside a part")
             if part.name == photo_field:
-                form.photo = await _read(part, max_photo_bytes, "MAX_UPLOAD_BYTES allows")
+                if max_photos is None:
+                    form.photos.clear()
+                elif len(form.photos) == max_photos:
+                    raise InvalidInput(
+                        f"the form has more photos than the {max_photos} that one request may have"
+                    )
+                data = await _read(part, max_photo_bytes, "MAX_UPLOAD_BYTES allows")
+                left -= len(data)
+                if left < 0 and max_photos is not None:
+                    raise TooLarge(
+                        f"the photos together have more than {_LARGE_PHOTOS} times the"
+                        f" {max_photo_bytes} bytes that MAX_UPLOAD_BYTES allows for one: send fewer"
+                        " in a request"
+                    )
+                form.photos.append(Photo(data, part.filename))
             elif part.name:
                 limit = "a field may have"
                 text = await _read(part, _MAX_FIELD_BYTES, limit)

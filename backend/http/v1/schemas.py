@@ -33,7 +33,7 @@ __all__ = [
     "ImageSummary",
     "ImagesQuery",
     "Info",
-    "LoadBody",
+    "NewLoad",
     "LoadCounts",
     "LoadDetail",
     "LoadList",
@@ -382,7 +382,7 @@ class DuplicateGroups(_Answer):
 # Loads
 
 
-class LoadBody(_Request):
+class NewLoad(_Request):
     """A folder to load."""
 
     folder: Annotated[str, Field(min_length=1, max_length=4096)] = Field(

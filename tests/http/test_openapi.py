@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from backend.app import create_app
 from backend.errors import ServiceError
 from backend.http import compat
-from backend.http.schemas import ErrorBody, LoadBody, openapi_document
+from backend.http.openapi import openapi_document
+from backend.http.schemas import ErrorBody, LoadBody
 from backend.settings import Settings
 
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}

@@ -1,0 +1,184 @@
+"""Endpoints with their documentation in one, and the OpenAPI document that is made from them."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+from aiohttp.typedefs import Handler
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+from backend.http.schemas import ErrorBody
+from backend.http.v1.schemas import Problem
+
+__all__ = ["Operation", "Parameter", "Schema", "openapi_document"]
+
+Schema: TypeAlias = Mapping[str, Any] | type[BaseModel]
+"""A JSON schema, or the model that it is made from."""
+
+_VERSION: Final = "3.1.0"
+_REF: Final = "#/components/schemas/{model}"
+_IN_PATH: Final = re.compile(r"\{(\w+)(?::[^{}]*(?:\{[^{}]*\})?[^{}]*)?\}")
+"""A name in a route's path, with the pattern that aiohttp may have behind it."""
+
+_Key: TypeAlias = tuple[type[BaseModel], JsonSchemaMode]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A query parameter, a header, a part of a path or a field of a form, and its JSON schema."""
+
+    name: str
+    description: str
+    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string"})
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An endpoint: its route and its documentation in one, so that they cannot drift apart.
+
+    Attributes:
+        answer: what it answers with `status`; None for nothing at all.
+        also: what it answers with other statuses below 400.
+        query: parameters, or the model that they make.
+        path_parameters: one for each name in the path.
+        problems: whether its errors are problem documents (RFC 9457).
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    answer: Schema | None
+    status: int = 200
+    also: Mapping[int, Schema | None] = field(default_factory=dict)
+    query: Sequence[Parameter] | type[BaseModel] = ()
+    path_parameters: Sequence[Parameter] = ()
+    headers: Sequence[Parameter] = ()
+    form: Sequence[Parameter] = ()
+    body: type[BaseModel] | None = None
+    media_types: Sequence[str] = ("application/json",)
+    errors: Sequence[int] = ()
+    problems: bool = False
+    tag: str | None = None
+
+
+def openapi_document(
+    operations: Sequence[Operation], *, title: str, version: str
+) -> dict[str, Any]:
+    """An OpenAPI 3.1 document of these endpoints."""
+    models = {key for operation in operations for key in _models(operation)}
+    in_order = sorted(models, key=lambda key: (key[0].__name__, key[1]))
+    references, schemas = models_json_schema(in_order, ref_template=_REF)
+    paths: dict[str, Any] = {}
+    for operation in operations:
+        path = _IN_PATH.sub(r"{\1}", operation.path)
+        paths.setdefault(path, {})[operation.method.lower()] = _describe(operation, references)
+    return {
+        "openapi": _VERSION,
+        "info": {"title": title, "version": version},
+        "paths": paths,
+        "components": {"schemas": schemas["$defs"]},
+    }
+
+
+def _models(operation: Operation) -> Iterable[_Key]:
+    yield (Problem if operation.problems else ErrorBody), "serialization"
+    for answer in (operation.answer, *operation.also.values()):
+        if isinstance(answer, type):
+            yield answer, "serialization"
+    if operation.body:
+        yield operation.body, "validation"
+
+
+def _describe(operation: Operation, references: Mapping[Any, Any]) -> dict[str, Any]:
+    def schema(of: Schema) -> dict[str, Any]:
+        return dict(references[of, "serialization"] if isinstance(of, type) else of)
+
+    def answer(of: Schema | None, description: str) -> dict[str, Any]:
+        if of is None:
+            return {"description": description}
+        # An answer that may come as one of several types is described for each.
+        content = {media_type: {"schema": schema(of)} for media_type in operation.media_types}
+        return {"description": description, "content": content}
+
+    error, error_type = (
+        (Problem, "application/problem+json")
+        if operation.problems
+        else (ErrorBody, "application/json")
+    )
+    described: dict[str, Any] = {
+        "summary": operation.summary,
+        "operationId": operation.handler.__name__,
+        "parameters": [
+            *_parameters("path", operation.path_parameters),
+            *_parameters("query", _query(operation.query)),
+            *_parameters("header", operation.headers),
+        ],
+        "responses": {
+            str(operation.status): answer(operation.answer, "done"),
+            **{str(status): answer(of, "done") for status, of in operation.also.items()},
+            **{
+                str(status): {
+                    "description": "error",
+                    "content": {error_type: {"schema": schema(error)}},
+                }
+                for status in operation.errors
+            },
+        },
+    }
+    if operation.tag:
+        described["tags"] = [operation.tag]
+    content: dict[str, Any] = {}
+    if operation.body:
+        content["application/json"] = {"schema": dict(references[operation.body, "validation"])}
+    if operation.form:
+        content["multipart/form-data"] = {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    part.name: {"description": part.description, **part.schema}
+                    for part in operation.form
+                },
+                "required": [part.name for part in operation.form if part.required],
+            }
+        }
+    if content:
+        described["requestBody"] = {
+            "content": content,
+            "required": operation.body is not None or any(part.required for part in operation.form),
+        }
+    return described
+
+
+def _parameters(where: str, parameters: Sequence[Parameter]) -> Iterable[dict[str, Any]]:
+    for parameter in parameters:
+        yield {
+            "name": parameter.name,
+            "in": where,
+            "description": parameter.description,
+            "required": parameter.required or where == "path",
+            "schema": dict(parameter.schema),
+        }
+
+
+def _query(query: Sequence[Parameter] | type[BaseModel]) -> Sequence[Parameter]:
+    if not isinstance(query, type):
+        return query
+    schema = query.model_json_schema()
+    required = schema.get("required", ())
+    return [
+        Parameter(name, value.pop("description", ""), _not_null(value), name in required)
+        for name, value in schema["properties"].items()
+    ]
+
+
+def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter that is not given is absent: there is no way to write null in a URL."""
+    schema.pop("title", None)
+    if schema.get("default", 0) is None:
+        del schema["default"]
+    options = [option for option in schema.pop("anyOf", []) if option != {"type": "null"}]
+    return schema | options[0] if options else schema

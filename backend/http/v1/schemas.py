@@ -22,6 +22,7 @@ __all__ = [
     "Detection",
     "DuplicateGroup",
     "DuplicateGroups",
+    "DuplicateGroupsQuery",
     "DuplicatesQuery",
     "Duplicate",
     "DuplicateList",
@@ -348,6 +349,13 @@ class DuplicatesQuery(_Request):
         description="that may differ between the photos' perceptual hashes; unset: what was"
         " measured best",
     )
+
+
+class DuplicateGroupsQuery(DuplicatesQuery):
+    """Which groups of near-duplicates to list."""
+
+    limit: _Limit
+    cursor: _Cursor
 
 
 class Duplicate(_Answer):

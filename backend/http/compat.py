@@ -17,6 +17,7 @@ from backend.http.openapi import Operation, Parameter
 from backend.http.raw_paths import paths_meant
 from backend.http.schemas import LoadBody
 from backend.http.services import SETTINGS, UNHURRIED, in_time, services
+from backend.names import MAX_NAME_LENGTH, NAME_PATTERN
 from backend.settings import MAX_TOP_K
 from backend.storage.catalog import path_key
 
@@ -157,7 +158,12 @@ def _printable(path: str) -> str:
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-_TABLE = Parameter("table_name", "collection; DEFAULT_TABLE where it is not given")
+_TABLE = Parameter(
+    "table_name",
+    "collection; DEFAULT_TABLE where it is not given, or empty",
+    {"type": "string", "pattern": f"^({NAME_PATTERN})?$", "maxLength": MAX_NAME_LENGTH},
+)
+_URL = {"type": "string", "format": "uri", "pattern": "^https?://"}
 _FILE = {"type": "string", "format": "binary"}
 _TOP_K = {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K}
 _TEXT = {"type": "string"}
@@ -206,7 +212,8 @@ OPERATIONS: Final = (
             "type": "array",
             "items": {
                 "type": "array",
-                "prefixItems": [_TEXT, {"type": "number", "minimum": 0}],
+                "description": "the photo's path and its distance",
+                "items": {"type": ["string", "number"]},
                 "minItems": 2,
                 "maxItems": 2,
             },
@@ -224,11 +231,12 @@ OPERATIONS: Final = (
         upload,
         "Keep and index one photo",
         answer={**_TEXT, "examples": ["Successfully loaded data: 17"]},
-        query=(_TABLE, Parameter("url", "where to fetch the photo from")),
+        query=(_TABLE,),
         form=(
             Parameter(_PHOTO_FIELD, "the photo", _FILE),
-            Parameter("url", "where to fetch the photo from"),
+            Parameter("url", "where to fetch the photo from, where there is no photo", _URL),
         ),
+        form_needs_one=True,
         errors=(400, 403, 409, 413, 415, 502, 503),
     ),
     Operation(

@@ -23,6 +23,7 @@ from backend.http.v1.schemas import (
     ModelInfo,
     NewCollection,
 )
+from backend.names import MAX_NAME_LENGTH, NAME_PATTERN
 from backend.settings import MAX_TOP_K
 from backend.storage.catalog import Collection
 
@@ -159,7 +160,7 @@ _NAME: Final = (
     Parameter(
         "name",
         "of the collection",
-        {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$", "maxLength": 200},
+        {"type": "string", "pattern": f"^{NAME_PATTERN}$", "maxLength": MAX_NAME_LENGTH},
         required=True,
     ),
 )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.http.v1.conftest import GALLERY, PHOTOS, Api, drawing, problem
+from tests.api import GALLERY, PHOTOS, Api, drawing, problem
 
 
 def test_a_collection_is_made_once(api: Api) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.http.v1.conftest import GALLERY, PHOTOS, Api, drawing, problem
+from tests.api import GALLERY, PHOTOS, Api, drawing, problem
 
 
 def _first(api: Api) -> Any:

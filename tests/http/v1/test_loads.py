@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.http.v1.conftest import Api, problem
+from tests.api import Api, problem
 from tests.photos import write_photos
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.http.v1.conftest import GALLERY, Api, problem
+from tests.api import GALLERY, Api, problem
 
 
 @pytest.mark.parametrize(

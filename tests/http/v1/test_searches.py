@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.http.v1.conftest import GALLERY, PHOTOS, Api, drawing, problem
+from tests.api import GALLERY, PHOTOS, Api, drawing, problem
 
 
 def _ids(answer: Any) -> list[int]:

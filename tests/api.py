@@ -1,14 +1,14 @@
-"""A service with a gallery in it, which the tests of the resource API share."""
+"""The resource API as a client calls it, of a service with a gallery in it."""
 
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import requests
 
 from tests.photos import draw_photo, encode, write_photos
@@ -96,10 +96,9 @@ def drawing(seed: int) -> bytes:
     return encode(draw_photo(10_000 + seed))
 
 
-@pytest.fixture(scope="session")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """The service with a gallery of real photos, where there are some, or of drawn ones."""
-    folder = tmp_path_factory.mktemp("api")
+@contextmanager
+def gallery(folder: Path) -> Iterator[Api]:
+    """The service, its files in `folder`, with a gallery of real photos or else of drawn ones."""
     photos = _photos(folder / "photos")
     service = start(folder, ("--url-fetch", "false"), folder / "data")
     try:

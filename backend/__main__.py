@@ -167,7 +167,11 @@ def _force_stop(code: int) -> None:
 async def _serve(settings: Settings, options: dict[str, Any]) -> int:
     app = create_app(settings)
     runner = web.AppRunner(
-        app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_SECONDS
+        app,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=_SHUTDOWN_SECONDS,
+        handler_cancellation=True,  # whose client has gone, does no more work
     )
     listening = False
     try:

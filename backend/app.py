@@ -26,6 +26,7 @@ from backend.files import lock_file
 from backend.http import compat, docs, health, metrics, middlewares
 from backend.http import services as http
 from backend.http.services import METRICS, RUNNING, SETTINGS, Running
+from backend.http.v1 import routes
 from backend.indexing import Indexer
 from backend.metrics import Metrics
 from backend.readiness import Readiness
@@ -259,6 +260,7 @@ def create_app(settings: Settings) -> web.Application:
             middlewares.log_requests,
             middlewares.answer_errors,
             middlewares.answer_preflights,
+            middlewares.refuse_other_origins,
         ],
         client_max_size=_MAX_BODY_BYTES,
     )
@@ -269,7 +271,12 @@ def create_app(settings: Settings) -> web.Application:
     app.on_response_prepare.append(middlewares.allow_other_origins)
     app.cleanup_ctx.append(_run_services)
     app.on_shutdown.append(_stop_loads)
-    operations = (*compat.OPERATIONS, *health.OPERATIONS, *metrics.OPERATIONS)
+    operations = (
+        *compat.OPERATIONS,
+        *routes.OPERATIONS,
+        *health.OPERATIONS,
+        *metrics.OPERATIONS,
+    )
     for operation in operations:
         if operation.method == "GET":
             app.router.add_get(operation.path, operation.handler)  # HEAD as well

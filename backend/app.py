@@ -177,7 +177,6 @@ def _model_server(settings: Settings) -> ModelServer:
         timeout=settings.engine_timeout,
         tls=settings.triton_tls,
         ca=settings.triton_ca,
-        share_memory=settings.triton_shared_memory,
     )
 
 

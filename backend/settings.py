@@ -119,9 +119,6 @@ class Settings(BaseSettings):
     triton_ca: Path | None = Field(
         None, description="PEM file of who signs Triton's certificate (unset: the system's)"
     )
-    triton_shared_memory: bool = Field(
-        True, description="whether a Triton on this machine finds pixels in its shared memory"
-    )
 
     milvus_host: str | None = Field(None, description="Milvus' host (unset: Milvus Lite)")
     milvus_port: int = Field(19530, ge=1, le=65535, description="Milvus' port")

@@ -68,6 +68,8 @@ _IDS_PER_QUERY: Final = 500
 """Values of one IN list: well under SQLite's 32,766 and MySQL's packet size."""
 _IDS_PER_PAGE: Final = 10_000
 """Ids of a query that returns nothing but ids."""
+_PLACE: Final = (_objects, _images.c.path, _images.c.sha256, _images.c.width, _images.c.height)
+"""The columns of an ObjectPlace."""
 _ERROR_CHARACTERS: Final = 4000
 """Of a reason that is kept; MySQL's text columns hold 65,535 bytes."""
 
@@ -157,11 +159,17 @@ class TouchedImage:
 
 @dataclass(frozen=True)
 class ObjectPlace:
-    """An indexed object and the photo it is in."""
+    """An indexed object and the photo it is in.
+
+    `box` is xyxy in pixels of the upright photo, which has `width` x `height` of them.
+    """
 
     id: int
     image_id: int
     path: str
+    sha256: str
+    width: int
+    height: int
     label: str
     score: float
     box: tuple[float, float, float, float]
@@ -652,7 +660,7 @@ class Catalog:
         """Where these objects are; ids of no object, or of no indexed photo, are left out."""
         rows = await self._rows(
             *(
-                _indexed_objects(_objects, _images.c.path).where(_objects.c.id.in_(chunk))
+                _indexed_objects(*_PLACE).where(_objects.c.id.in_(chunk))
                 for chunk in _chunks(object_ids)
             )
         )
@@ -663,7 +671,7 @@ class Catalog:
         found: dict[int, list[ObjectPlace]] = {}
         rows = await self._rows(
             *(
-                _indexed_objects(_objects, _images.c.path)
+                _indexed_objects(*_PLACE)
                 .where(_objects.c.image_id.in_(chunk))
                 .order_by(_objects.c.id)
                 for chunk in _chunks(image_ids)
@@ -672,6 +680,33 @@ class Catalog:
         for row in rows:
             found.setdefault(row.image_id, []).append(_place(row))
         return found
+
+    async def collections_of_objects(self, object_ids: Sequence[int]) -> dict[int, int]:
+        """The ids of the objects' collections; ids of no object, or of no indexed photo, are left
+        out."""
+        rows = await self._rows(
+            *(
+                _indexed_objects(_objects.c.id, _images.c.collection_id).where(
+                    _objects.c.id.in_(chunk)
+                )
+                for chunk in _chunks(object_ids)
+            )
+        )
+        return {row.id: row.collection_id for row in rows}
+
+    async def labels_among(self, collection_id: int, labels: Sequence[str]) -> set[str]:
+        """Those of the labels that objects of the collection's indexed photos bear."""
+        # Where two labels differ in trailing spaces alone, MySQL's DISTINCT takes them for one;
+        # their lengths tell them apart.
+        rows = await self._rows(
+            *(
+                _indexed_objects(_objects.c.label, sa.func.length(_objects.c.label))
+                .where(_images.c.collection_id == collection_id, _objects.c.label.in_(chunk))
+                .distinct()
+                for chunk in _chunks(labels)
+            )
+        )
+        return {row.label for row in rows}.intersection(labels)
 
     async def object_ids_of_images(self, image_ids: Sequence[int]) -> list[int]:
         """The ids of all objects of these photos, whatever state they are in."""
@@ -808,6 +843,9 @@ def _place(row: sa.Row[Any]) -> ObjectPlace:
         id=row.id,
         image_id=row.image_id,
         path=row.path,
+        sha256=row.sha256,
+        width=row.width,
+        height=row.height,
         label=row.label,
         score=row.score,
         box=(row.x1, row.y1, row.x2, row.y2),

@@ -3,15 +3,15 @@
 import fcntl
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from backend.errors import InvalidImage
 
 __all__ = ["lock_file", "open_regular_file"]
 
 
-def open_regular_file(path: str) -> BinaryIO:
+def open_regular_file(path: str) -> BufferedReader:
     """Opens a file for reading, and nothing but a file.
 
     A pipe would make the reader wait for ever, and a device may have no end; which it is can only

@@ -28,7 +28,7 @@ from backend.errors import (
     TooLarge,
     UnsupportedFormat,
 )
-from backend.files import open_regular_file
+from backend.files import read_photo_file
 from backend.http.services import RUNNING
 from backend.indexing import Indexer
 from backend.logs import configure_logging
@@ -259,13 +259,9 @@ async def _search(settings: Settings, options: dict[str, Any]) -> int:
 
 def _read_photo(path: str, max_bytes: int) -> bytes:
     try:
-        with open_regular_file(path) as file:
-            data = file.read(max_bytes + 1)
+        return read_photo_file(path, max_bytes)
     except OSError as error:
         raise InvalidInput(f"{path}: {error.strerror}") from None
-    if len(data) > max_bytes:
-        raise TooLarge(f"{path} has more than the {max_bytes} bytes that MAX_FILE_BYTES allows")
-    return data
 
 
 async def _check(settings: Settings, options: dict[str, Any]) -> int:

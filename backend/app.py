@@ -20,6 +20,7 @@ from aiohttp import web
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from backend.analysis import PhotoAnalyzer
+from backend.duplicates import DuplicateFinder
 from backend.errors import ConfigurationError, EngineUnavailable
 from backend.fetching import PhotoFetcher
 from backend.files import lock_file
@@ -29,6 +30,7 @@ from backend.http.services import METRICS, RUNNING, SETTINGS, Running
 from backend.http.v1 import routes
 from backend.indexing import Indexer
 from backend.metrics import Metrics
+from backend.queries import QueryPhotos
 from backend.readiness import Readiness
 from backend.repairing import Repairer
 from backend.searching import Searcher
@@ -38,6 +40,7 @@ from backend.serving.triton import TritonServer
 from backend.settings import Settings
 from backend.storage.catalog import Catalog, MySQLOptions
 from backend.storage.vectors import MilvusLite, MilvusOptions, MilvusServer, VectorStore
+from backend.thumbnails import Thumbnails
 from backend.uploads import UploadFolder
 from backend.writing import PhotoWriter
 
@@ -327,12 +330,24 @@ async def _run_until(
     async with open_services(settings, on_wait=on_wait, figures=app[METRICS]) as opened:
         await _when_available(opened.indexer.resume_loads, on_wait)
         fetcher = PhotoFetcher(allowed=settings.may_fetch_urls, max_bytes=settings.max_upload_bytes)
+        queries = QueryPhotos(
+            settings.data_dir / "queries", opened.analyzer, max_bytes=settings.query_cache_bytes
+        )
+        thumbnails = Thumbnails(
+            settings.data_dir / "thumbnails",
+            max_bytes=settings.thumbnail_cache_bytes,
+            max_pixels=settings.max_pixels,
+        )
         try:
             running.services = http.Services(
                 catalog=opened.catalog,
+                analyzer=opened.analyzer,
                 indexer=opened.indexer,
                 searcher=opened.searcher,
+                duplicates=DuplicateFinder(opened.catalog, opened.vectors),
                 fetcher=fetcher,
+                queries=queries,
+                thumbnails=thumbnails,
                 readiness=opened.readiness,
             )
             running.ready.set()
@@ -340,7 +355,7 @@ async def _run_until(
             await stop.wait()
         finally:
             running.services = None
-            await fetcher.close()
+            await asyncio.gather(fetcher.close(), queries.close(), thumbnails.close())
 
 
 async def _stop_loads(app: web.Application) -> None:

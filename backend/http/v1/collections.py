@@ -36,7 +36,7 @@ async def list_collections(request: web.Request) -> web.Response:
     """All collections."""
     with in_time(request):
         here = services(request)
-        counted = await here.catalog.counted_collections()
+        counted = await here.catalog.collections_with_counts()
     items = [
         _summary(here, each.collection, images=each.indexed, failed=each.failed) for each in counted
     ]

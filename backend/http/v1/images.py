@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from backend.errors import IdempotencyKeyReused, NotFound, ServiceError
+from backend.errors import IdempotencyKeyReused, NotFound, ServiceError, Unavailable
 from backend.http.files import is_known, send_photo
 from backend.http.multipart import Photo
 from backend.http.openapi import Operation, Parameter
@@ -225,7 +225,10 @@ async def thumbnail(request: web.Request) -> web.Response:
         }
         if is_known(request, tag):
             return web.Response(status=304, headers=headers)
-        data = await here.thumbnails.get(image.path, image.sha256, size, media_type)
+        try:
+            data = await here.thumbnails.get(image.path, image.sha256, size, media_type)
+        except TimeoutError:
+            raise Unavailable("the thumbnail was not made in time: try again later") from None
     return web.Response(body=data, headers=headers | {hdrs.CONTENT_TYPE: media_type})
 
 

@@ -10,6 +10,7 @@ from aiohttp import hdrs, web
 from numpy.typing import NDArray
 
 from backend.errors import InvalidInput, NotFound, ServiceError
+from backend.files import read_photo_file
 from backend.http.files import is_known
 from backend.http.multipart import Photo
 from backend.http.openapi import Operation, Parameter
@@ -98,7 +99,7 @@ async def search_again(request: web.Request) -> web.Response:
             kept = await here.queries.get(wanted.query)
             query = await _of_photo(here, request, wanted, kept)
         elif wanted.image_id is not None:
-            query = await _of_image(here, wanted, wanted.image_id)
+            query = await _of_image(here, request, wanted, wanted.image_id)
         else:
             assert wanted.object_id is not None
             query = await _of_object(here, wanted, wanted.object_id)
@@ -144,7 +145,7 @@ async def query_file(request: web.Request) -> web.Response:
         "X-Content-Type-Options": "nosniff",
         hdrs.ETAG: f'"{query_id}"',
     }
-    data = await services(request).queries.data(query_id)
+    data = await services(request).queries.read(query_id)
     if is_known(request, query_id):
         return web.Response(status=304, headers=headers)
     image_format = sniff(data[:SNIFF_BYTES])
@@ -181,12 +182,20 @@ async def _of_photo(
     return _Query(shown, vectors, own_images=own)
 
 
-async def _of_image(here: Services, options: SearchOptions, image_id: int) -> _Query:
+async def _of_image(
+    here: Services, request: web.Request, options: SearchOptions, image_id: int
+) -> _Query:
     image, collection = await _indexed(here, image_id)
     objects = (await here.catalog.objects_of_images([image_id])).get(image_id, [])
     data = None
     if options.region is not None:
-        data = await here.indexer.read_indexed(image)
+        limit = request.app[SETTINGS].max_file_bytes
+        try:
+            data = await asyncio.to_thread(read_photo_file, image.path, limit)
+        except OSError as error:
+            raise NotFound(
+                f"the photo is indexed, but its file cannot be read: {error.strerror}"
+            ) from None
     searched, vectors = await _choice(here, options, len(objects), data)
     if vectors is None:
         vectors = await here.searcher.object_vectors([objects[index].id for index in searched])

@@ -121,8 +121,8 @@ def test_a_file_is_sent_once_and_then_only_asked_about(api: Api) -> None:
 @pytest.mark.parametrize(
     ("accept", "media_type"),
     [
-        ("image/avif,image/webp,image/apng,*/*;q=0.8", "image/avif"),
-        ("image/webp,*/*", "image/webp"),
+        ("image/avif,image/webp,image/apng,*/*;q=0.8", "image/webp"),
+        ("image/avif,*/*;q=0.1", "image/avif"),
         ("*/*", "image/jpeg"),
         (None, "image/jpeg"),
     ],

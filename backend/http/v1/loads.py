@@ -51,7 +51,6 @@ async def list_loads(request: web.Request) -> web.Response:
         rows = await here.catalog.loads(
             None if collection is None else collection.id, before=before, limit=wanted.limit + 1
         )
-        names = {each.id: each.name for each in await here.catalog.collections("ready")}
     cursor = None
     if len(rows) > wanted.limit:
         rows = rows[: wanted.limit]
@@ -59,10 +58,7 @@ async def list_loads(request: web.Request) -> web.Response:
     items = []
     for row in rows:
         live = here.indexer.active_load(row.id)
-        if live is not None:
-            items.append(load_detail(live, failures=False))
-        elif row.collection_id in names:  # else it is being dropped
-            items.append(load_row(row, names[row.collection_id]))
+        items.append(load_row(row) if live is None else load_detail(live, failures=False))
     return answer(LoadList(items=items, next_cursor=cursor))
 
 
@@ -116,10 +112,9 @@ async def _detail(here: Services, load_id: int) -> LoadDetail:
     if live is not None:
         return load_detail(live)
     row = await here.catalog.load(load_id)
-    collection = None if row is None else await here.catalog.collection_by_id(row.collection_id)
-    if row is None or collection is None or collection.state != "ready":
+    if row is None:
         raise NotFound(f"there is no load {load_id}")
-    return load_row(row, collection.name)
+    return load_row(row)
 
 
 _ID: Final = (

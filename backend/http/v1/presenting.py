@@ -99,13 +99,13 @@ def load_detail(load: Load, *, failures: bool = True) -> schemas.LoadDetail:
     )
 
 
-def load_row(row: LoadRow, collection: str) -> schemas.LoadDetail:
+def load_row(row: LoadRow) -> schemas.LoadDetail:
     """A load of a process before this one, as the catalog keeps it."""
     counts = dict(row.counts)
     done = sum(counts.get(name, 0) for name in ("indexed", "unchanged", "failed"))
     return schemas.LoadDetail(
         id=row.id,
-        collection=collection,
+        collection=row.collection,
         folder=row.root,
         prune=row.prune,
         state=row.state,

@@ -180,8 +180,8 @@ def test_filters_leave_just_what_they_say(api: Api) -> None:
 
     def area(hit: Any) -> float:
         x1, y1, x2, y2 = hit["matches"][0]["object"]["box"]
-        whole: float = hit["image"]["width"] * hit["image"]["height"]
-        return (x2 - x1) * (y2 - y1) / whole
+        part: float = (x2 - x1) * (y2 - y1) / (hit["image"]["width"] * hit["image"]["height"])
+        return part
 
     assert kept(label=[label]) == expected(
         lambda hit: hit["matches"][0]["object"]["label"] == label

@@ -28,7 +28,7 @@ from backend.errors import (
     TooLarge,
     UnsupportedFormat,
 )
-from backend.files import open_regular_file
+from backend.files import read_photo_file
 from backend.http.services import RUNNING
 from backend.indexing import Indexer
 from backend.logs import configure_logging
@@ -167,7 +167,11 @@ def _force_stop(code: int) -> None:
 async def _serve(settings: Settings, options: dict[str, Any]) -> int:
     app = create_app(settings)
     runner = web.AppRunner(
-        app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_SECONDS
+        app,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=_SHUTDOWN_SECONDS,
+        handler_cancellation=True,  # whose client has gone, does no more work
     )
     listening = False
     try:
@@ -255,13 +259,9 @@ async def _search(settings: Settings, options: dict[str, Any]) -> int:
 
 def _read_photo(path: str, max_bytes: int) -> bytes:
     try:
-        with open_regular_file(path) as file:
-            data = file.read(max_bytes + 1)
+        return read_photo_file(path, max_bytes)
     except OSError as error:
         raise InvalidInput(f"{path}: {error.strerror}") from None
-    if len(data) > max_bytes:
-        raise TooLarge(f"{path} has more than the {max_bytes} bytes that MAX_FILE_BYTES allows")
-    return data
 
 
 async def _check(settings: Settings, options: dict[str, Any]) -> int:

@@ -5,6 +5,7 @@ get equal vectors. Decoding, letterboxing and cropping run in threads, never on 
 """
 
 import asyncio
+import math
 import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.deadlines import acquire
-from backend.errors import EmbedderMismatch, EngineUnavailable
+from backend.errors import EmbedderMismatch, EngineUnavailable, InvalidInput
 from backend.metrics import Metrics
 from backend.serving.models import Candidates, Detector, Embedder
 from backend.storage.catalog import Collection, NewObject
 from backend.vision.crops import crop_objects
-from backend.vision.decode import decode
+from backend.vision.decode import decode, read_header
 from backend.vision.detections import select_detections
 from backend.vision.letterbox import Letterbox, letterbox
 
@@ -32,6 +33,8 @@ WHOLE_IMAGE_LABEL: Final = "image"
 
 _REMOTE_PHOTOS: Final = 8
 """Detected on together by a server: of 100 million pixels each, they take 2.4 GB."""
+_MIN_REGION_SIDE: Final = 2
+"""Pixels: less is a slip of the mouse."""
 _WHOLE_IMAGE_SCORE: Final = 1.0
 """That a photo shows itself is certain."""
 
@@ -150,11 +153,31 @@ class PhotoAnalyzer:
         Raises:
             as `analyze`.
         """
-        async with self._decoded:
-            crops = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._cut_known, data, boxes
-            )
-        return await self.embedder.embed(crops)
+        async with self._place():
+            with self._figures.stage("decode"):
+                crops = await asyncio.get_running_loop().run_in_executor(
+                    self._threads, self._cut_known, data, boxes
+                )
+        with self._figures.stage("embed"):
+            return await self.embedder.embed(crops)
+
+    async def embed_region(
+        self, data: bytes, box: tuple[float, float, float, float]
+    ) -> NDArray[np.float32]:
+        """Embedding, float32 [1, D], of what a frame that somebody drew in a photo holds.
+
+        Args:
+            data: the encoded photo.
+            box: xyxy in pixels of the upright photo; what lies outside of it is cut off.
+
+        Raises:
+            InvalidInput: the frame is none, or holds less than 2 x 2 pixels of the photo.
+            EngineUnavailable, and of a bad photo: as `analyze`.
+        """
+        boxes = await asyncio.get_running_loop().run_in_executor(
+            self._threads, _clip_region, data, box
+        )
+        return await self.embed_objects(data, boxes)
 
     def _cut_known(self, data: bytes, boxes: NDArray[np.float32]) -> NDArray[np.uint8]:
         return self._crop(decode(data, max_pixels=self._max_pixels), boxes)
@@ -219,3 +242,20 @@ class PhotoAnalyzer:
     async def close(self) -> None:
         """Ends the threads."""
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+
+
+def _clip_region(data: bytes, box: tuple[float, float, float, float]) -> NDArray[np.float32]:
+    """The part of a frame, float32 [1, 4], that lies in the photo."""
+    header = read_header(data)
+    shown = ",".join(f"{edge:g}" for edge in box)
+    size = f"the photo has {header.width} x {header.height} pixels"
+    if not all(map(math.isfinite, box)):
+        raise InvalidInput(f"region {shown} is no frame: four numbers of pixels are; {size}")
+    x1, x2 = (min(max(x, 0.0), float(header.width)) for x in box[0::2])
+    y1, y2 = (min(max(y, 0.0), float(header.height)) for y in box[1::2])
+    if x2 - x1 < _MIN_REGION_SIDE or y2 - y1 < _MIN_REGION_SIDE:
+        raise InvalidInput(
+            f"region {shown} holds less than {_MIN_REGION_SIDE} x {_MIN_REGION_SIDE} pixels of the"
+            f" photo: it is x1,y1,x2,y2, left and top edge before right and bottom; {size}"
+        )
+    return np.array([[x1, y1, x2, y2]], np.float32)

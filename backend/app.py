@@ -20,6 +20,7 @@ from aiohttp import web
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from backend.analysis import PhotoAnalyzer
+from backend.duplicates import DuplicateFinder
 from backend.errors import ConfigurationError, EngineUnavailable
 from backend.fetching import PhotoFetcher
 from backend.files import lock_file
@@ -27,8 +28,10 @@ from backend.http import compat, docs, health, metrics, middlewares
 from backend.http import services as http
 from backend.http.page import add_page
 from backend.http.services import METRICS, RUNNING, SETTINGS, Running
+from backend.http.v1 import routes
 from backend.indexing import Indexer
 from backend.metrics import Metrics
+from backend.queries import QueryPhotos
 from backend.readiness import Readiness
 from backend.repairing import Repairer
 from backend.searching import Searcher
@@ -38,6 +41,7 @@ from backend.serving.triton import TritonServer
 from backend.settings import Settings
 from backend.storage.catalog import Catalog, MySQLOptions
 from backend.storage.vectors import MilvusLite, MilvusOptions, MilvusServer, VectorStore
+from backend.thumbnails import Thumbnails
 from backend.uploads import UploadFolder
 from backend.writing import PhotoWriter
 
@@ -177,7 +181,6 @@ def _model_server(settings: Settings) -> ModelServer:
         timeout=settings.engine_timeout,
         tls=settings.triton_tls,
         ca=settings.triton_ca,
-        share_memory=settings.triton_shared_memory,
     )
 
 
@@ -260,6 +263,7 @@ def create_app(settings: Settings) -> web.Application:
             middlewares.log_requests,
             middlewares.answer_errors,
             middlewares.answer_preflights,
+            middlewares.refuse_other_origins,
         ],
         client_max_size=_MAX_BODY_BYTES,
     )
@@ -270,7 +274,12 @@ def create_app(settings: Settings) -> web.Application:
     app.on_response_prepare.append(middlewares.allow_other_origins)
     app.cleanup_ctx.append(_run_services)
     app.on_shutdown.append(_stop_loads)
-    operations = (*compat.OPERATIONS, *health.OPERATIONS, *metrics.OPERATIONS)
+    operations = (
+        *compat.OPERATIONS,
+        *routes.OPERATIONS,
+        *health.OPERATIONS,
+        *metrics.OPERATIONS,
+    )
     for operation in operations:
         if operation.method == "GET":
             app.router.add_get(operation.path, operation.handler)  # HEAD as well
@@ -323,12 +332,24 @@ async def _run_until(
     async with open_services(settings, on_wait=on_wait, figures=app[METRICS]) as opened:
         await _when_available(opened.indexer.resume_loads, on_wait)
         fetcher = PhotoFetcher(allowed=settings.may_fetch_urls, max_bytes=settings.max_upload_bytes)
+        queries = QueryPhotos(
+            settings.data_dir / "queries", opened.analyzer, max_bytes=settings.query_cache_bytes
+        )
+        thumbnails = Thumbnails(
+            settings.data_dir / "thumbnails",
+            max_bytes=settings.thumbnail_cache_bytes,
+            max_pixels=settings.max_pixels,
+        )
         try:
             running.services = http.Services(
                 catalog=opened.catalog,
+                analyzer=opened.analyzer,
                 indexer=opened.indexer,
                 searcher=opened.searcher,
+                duplicates=DuplicateFinder(opened.catalog, opened.vectors),
                 fetcher=fetcher,
+                queries=queries,
+                thumbnails=thumbnails,
                 readiness=opened.readiness,
             )
             running.ready.set()
@@ -336,7 +357,7 @@ async def _run_until(
             await stop.wait()
         finally:
             running.services = None
-            await fetcher.close()
+            await asyncio.gather(fetcher.close(), queries.close(), thumbnails.close())
 
 
 async def _stop_loads(app: web.Application) -> None:

@@ -3,15 +3,15 @@
 import fcntl
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
-from backend.errors import InvalidImage
+from backend.errors import InvalidImage, TooLarge
 
-__all__ = ["lock_file", "open_regular_file"]
+__all__ = ["lock_file", "open_regular_file", "read_photo_file"]
 
 
-def open_regular_file(path: str) -> BinaryIO:
+def open_regular_file(path: str) -> BufferedReader:
     """Opens a file for reading, and nothing but a file.
 
     A pipe would make the reader wait for ever, and a device may have no end; which it is can only
@@ -29,6 +29,21 @@ def open_regular_file(path: str) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def read_photo_file(path: str, max_bytes: int) -> bytes:
+    """The bytes of a file of which at most so many are taken into memory.
+
+    Raises:
+        InvalidImage, OSError: as `open_regular_file`.
+        TooLarge: it has more.
+    """
+    with open_regular_file(path) as file:
+        # One byte past the limit tells a file that has grown since its size was looked at.
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise TooLarge(f"{path} has more than the {max_bytes} bytes that MAX_FILE_BYTES allows")
+    return data
 
 
 def lock_file(path: Path) -> int:

@@ -5,7 +5,7 @@ applications in one process do not count into each other's figures.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from prometheus_client import (
 
 from backend.errors import EngineUnavailable
 
-__all__ = ["STAGES", "LoadProgress", "Metrics", "Stage", "stage_times"]
+__all__ = ["STAGES", "LoadProgress", "Metrics", "Stage", "add_stage_times", "stage_times"]
 
 Stage = Literal["decode", "detect", "cut", "embed", "search", "lookup", "write"]
 """Decoding and letterboxing, the detector, NMS and crops, the embedder; a search's vectors and its
@@ -53,6 +53,16 @@ def stage_times() -> Iterator[dict[Stage, float]]:
         yield times
     finally:
         _times.reset(token)
+
+
+def add_stage_times(times: Mapping[Stage, float]) -> None:
+    """Adds the seconds of stages that a task of nobody's in particular has gone through.
+
+    For each request that has waited for it.
+    """
+    if (own := _times.get()) is not None:
+        for stage, seconds in times.items():
+            own[stage] = own.get(stage, 0.0) + seconds
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from typing import Final
 
 from backend.errors import InvalidInput
 
-__all__ = ["check_collection_name"]
+__all__ = ["MAX_NAME_LENGTH", "NAME_PATTERN", "check_collection_name"]
 
-_PATTERN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_MAX_LENGTH: Final = 200
+NAME_PATTERN: Final = "[A-Za-z_][A-Za-z0-9_]*"
+MAX_NAME_LENGTH: Final = 200
 """Milvus allows 255 characters; its collection is this name with 13 more behind it."""
 
 
@@ -18,11 +18,12 @@ def check_collection_name(name: str) -> str:
     Raises:
         InvalidInput: with what is allowed.
     """
-    if len(name) > _MAX_LENGTH:
+    if len(name) > MAX_NAME_LENGTH:
         raise InvalidInput(
-            f"a collection's name has at most {_MAX_LENGTH} characters, this one has {len(name)}"
+            f"a collection's name has at most {MAX_NAME_LENGTH} characters, this one has"
+            f" {len(name)}"
         )
-    if not _PATTERN.fullmatch(name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise InvalidInput(
             f"{name!r} is no collection's name: use letters of a-z, digits and _,"
             " and begin with a letter or _"

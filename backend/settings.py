@@ -89,6 +89,14 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(
         32 * 2**20, ge=1, description="larger uploads and downloads are refused"
     )
+    thumbnail_cache_bytes: int = Field(
+        512 * 2**20, ge=0, description="thumbnails kept in DATA_DIR/thumbnails; 0 keeps none"
+    )
+    query_cache_bytes: int = Field(
+        256 * 2**20,
+        ge=0,
+        description="photos that were searched with, kept in DATA_DIR/queries; 0 keeps none",
+    )
     url_fetch: bool | None = Field(
         None, description="whether /img/upload may fetch a URL (unset: only while HOST is loopback)"
     )
@@ -118,9 +126,6 @@ class Settings(BaseSettings):
     triton_tls: bool = Field(False, description="whether to speak TLS with Triton")
     triton_ca: Path | None = Field(
         None, description="PEM file of who signs Triton's certificate (unset: the system's)"
-    )
-    triton_shared_memory: bool = Field(
-        True, description="whether a Triton on this machine finds pixels in its shared memory"
     )
 
     milvus_host: str | None = Field(None, description="Milvus' host (unset: Milvus Lite)")
@@ -171,6 +176,16 @@ class Settings(BaseSettings):
     def uploads(self) -> Path:
         """Absolute folder of uploaded photos."""
         return (self.upload_path or self.data_dir / "uploads").absolute()
+
+    @property
+    def thumbnails(self) -> Path:
+        """Absolute folder of the cache of thumbnails."""
+        return (self.data_dir / "thumbnails").absolute()
+
+    @property
+    def queries(self) -> Path:
+        """Absolute folder of photos that were searched with."""
+        return (self.data_dir / "queries").absolute()
 
     @property
     def may_fetch_urls(self) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from backend.app import Services, open_services
 from backend.settings import Settings
+from tests.api import Api, gallery
 from tests.engines.mariadb import MariaDBProcess
 from tests.engines.milvus import MilvusProcess
 from tests.engines.production import COMBINATIONS, Engines
@@ -128,6 +129,13 @@ def empty_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]
     service = start(folder, (), folder / "data", ())
     yield service
     service.stop()
+
+
+@pytest.fixture(scope="session")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """The resource API of a service with a gallery in it, which nobody changes."""
+    with gallery(tmp_path_factory.mktemp("api")) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -1,16 +1,26 @@
-"""How an embedder's crops are cut is its own, from its config.pbtxt to the collection it fills."""
+"""How crops are cut, as the embedder's configuration says; and frames that are drawn by hand."""
 
+import asyncio
+import io
+import math
+import os
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from backend.analysis import PhotoAnalyzer
 from backend.app import open_services
-from backend.errors import EmbedderMismatch
+from backend.deadlines import deadline
+from backend.errors import EmbedderMismatch, EngineUnavailable, InvalidImage, InvalidInput
+from backend.metrics import Metrics
 from backend.settings import Settings
 from backend.vision.crops import CropGeometry, crop_objects
 from backend.vision.decode import decode
+from tests.analyzers import open_analyzer
 from tests.photos import draw_photo, encode, write_photos
 
 _EMBEDDER = "resnet50-small"
@@ -59,3 +69,81 @@ async def test_a_collection_is_refused_once_crops_are_cut_in_another_way(
                 await refused
     async with open_services(stretching) as services:
         assert len(await services.searcher.search(query, "made", 3)) == 2
+
+
+# A frame that was drawn in the photo
+
+
+@pytest.fixture
+async def analyzer() -> AsyncIterator[PhotoAnalyzer]:
+    """The small pair alone."""
+    async with open_analyzer(Metrics()) as opened:
+        yield opened
+
+
+async def test_a_region_is_embedded_as_an_object_of_the_same_box(analyzer: PhotoAnalyzer) -> None:
+    data = encode(draw_photo(3))
+    for region, box in (
+        ((40.0, 30.0, 200.0, 180.0), (40, 30, 200, 180)),
+        ((-50.0, -1e30, 1e9, 240.5), (0, 0, 320, 240)),  # what lies outside is cut off
+        ((-9.0, 238.0, 2.0, 999.0), (0, 238, 2, 240)),  # two pixels are enough
+    ):
+        embedding = await analyzer.embed_region(data, region)
+        assert embedding.shape == (1, analyzer.embedder.dimension)
+        as_object = await analyzer.embed_objects(data, np.array([box], np.float32))
+        np.testing.assert_array_equal(embedding, as_object)
+
+
+async def test_a_region_is_one_of_the_upright_photo(analyzer: PhotoAnalyzer) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = io.BytesIO()
+    Image.fromarray(draw_photo(3)).save(turned, "PNG", exif=exif)
+    upright = encode(np.ascontiguousarray(np.rot90(draw_photo(3), -1)), ".png")  # 240 x 320
+    region = (10.0, 250.0, 230.0, 320.0)
+    np.testing.assert_array_equal(
+        await analyzer.embed_region(turned.getvalue(), region),
+        await analyzer.embed_region(upright, region),
+    )
+
+
+async def test_a_region_of_next_to_nothing_is_refused_with_the_photos_size(
+    analyzer: PhotoAnalyzer,
+) -> None:
+    data = encode(draw_photo(1))
+    for region in (
+        (10, 10, 10, 50),
+        (50, 50, 10, 10),
+        (10, 10, 50, 11.9),
+        (318.5, 0, 400, 240),
+        (400, 400, 500, 500),
+        (-20, -20, -1, -1),
+    ):
+        with pytest.raises(InvalidInput, match=r"less than 2 x 2 .* the photo has 320 x 240"):
+            await analyzer.embed_region(data, region)
+    for bad in (math.nan, math.inf, -math.inf):
+        with pytest.raises(InvalidInput, match=r"is no frame.* the photo has 320 x 240"):
+            await analyzer.embed_region(data, (0, 0, bad, 10))
+
+
+async def test_a_region_of_what_is_no_photo_is_refused_as_the_photo_is(
+    analyzer: PhotoAnalyzer,
+) -> None:
+    for data in (b"no photo", encode(draw_photo(1), ".png")[:5000]):
+        with pytest.raises(InvalidImage):
+            await analyzer.embed_region(data, (0, 0, 10, 10))
+
+
+async def test_a_region_waits_for_its_turn_no_longer_than_its_deadline(
+    analyzer: PhotoAnalyzer,
+) -> None:
+    data = encode(draw_photo(1))
+    count = 8 * (os.cpu_count() or 1)
+    before = [asyncio.create_task(analyzer.analyze(data)) for _ in range(count)]
+    await asyncio.sleep(0)
+    with deadline(0), pytest.raises(EngineUnavailable, match="more photos to work on"):
+        await analyzer.embed_region(data, (0, 0, 10, 10))
+    for task in before:
+        task.cancel()
+    await asyncio.wait(before)
+    assert len(await analyzer.embed_region(data, (0, 0, 10, 10))) == 1

@@ -107,10 +107,11 @@ def test_the_arrows_run_one_way() -> None:
     layers = [
         {"errors"},
         {"names", "files", "deadlines", "metrics"},
+        {"photo_cache", "single_flight"},
         {"settings", "logs"},
         {"vision", "serving", "storage"},
         {"analysis", "scanning", "uploads", "fetching"},
-        {"readiness", "searching"},
+        {"readiness", "searching", "thumbnails", "queries"},
         {"outages"},
         {"writing"},
         {"indexing"},

@@ -345,7 +345,7 @@ def test_a_photo_that_is_cut_while_it_is_sent_ends_the_connection(
         received += len(answer.content)
     assert received < int(answer.headers["Content-Length"])
     assert service.get("/progress").status_code == 200
-    assert "event=data.broken_off" in service.log.read_text()
+    assert "event=photo.broken_off" in service.log.read_text()
 
 
 def test_a_client_that_goes_away_is_no_error_of_the_service(
@@ -356,7 +356,7 @@ def test_a_client_that_goes_away_is_no_error_of_the_service(
     answer = service.get("/data", params={"image_path": str(photo)}, stream=True)
     answer.raw.read(1000)
     answer.close()
-    while "event=data.broken_off" not in service.log.read_text():
+    while "event=photo.broken_off" not in service.log.read_text():
         time.sleep(0.01)
     assert "level=error" not in service.log.read_text()
 

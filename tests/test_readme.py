@@ -3,14 +3,14 @@
 import re
 
 from backend.http.compat import OPERATIONS
-from scripts.settings_table import with_table
+from scripts.readme_tables import with_tables
 from tests.service import REPOSITORY
 
 _README = (REPOSITORY / "README.md").read_text("utf-8")
 
 
-def test_the_settings_table_is_the_codes() -> None:
-    assert with_table(_README) == _README, "run python -m scripts.settings_table"
+def test_its_tables_are_the_codes() -> None:
+    assert with_tables(_README) == _README, "run python -m scripts.readme_tables"
 
 
 def test_every_endpoint_is_listed() -> None:

@@ -98,6 +98,8 @@ BAD_VALUES = [
     ("MAX_PIXELS", "0", "greater than or equal to 1"),
     ("MAX_FILE_BYTES", "1GB", "integer"),
     ("MAX_UPLOAD_BYTES", "-5", "greater than or equal to 1"),
+    ("THUMBNAIL_CACHE_BYTES", "-1", "greater than or equal to 0"),
+    ("QUERY_CACHE_BYTES", "1GB", "integer"),
     ("URL_FETCH", "maybe", "boolean"),
     ("LOAD_CONCURRENCY", "0", "greater than or equal to 1"),
     ("LOAD_CONCURRENCY", "1025", "less than or equal to 1024"),
@@ -219,6 +221,13 @@ def test_uploads_lie_in_the_data_folder_unless_it_is_said(tmp_path: Path) -> Non
     assert Settings.load(data_dir=tmp_path).uploads == tmp_path / "uploads"
     assert Settings.load(data_dir=tmp_path, upload_path="/srv/up").uploads == Path("/srv/up")
     assert Settings.load().uploads == Path.cwd() / "data" / "uploads"
+
+
+def test_caches_lie_in_the_data_folder(tmp_path: Path) -> None:
+    settings = Settings.load(data_dir=tmp_path)
+    assert settings.thumbnails == tmp_path / "thumbnails"
+    assert settings.queries == tmp_path / "queries"
+    assert Settings.load().queries == Path.cwd() / "data" / "queries"
 
 
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))

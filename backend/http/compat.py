@@ -4,35 +4,28 @@ Their names, fields, answers and casts are given; only errors differ from the sy
 from: true status codes with `{"status": false, "msg": …}`.
 """
 
-import asyncio
 import json
-import os
 from typing import Final
 
-import structlog
 from aiohttp import web
 from pydantic import ValidationError
 
-from backend.errors import InvalidImage, InvalidInput, NotFound
-from backend.files import open_regular_file
+from backend.errors import InvalidInput, NotFound
+from backend.http.files import send_photo
 from backend.http.multipart import Form, read_form
 from backend.http.openapi import Operation, Parameter
 from backend.http.raw_paths import paths_meant
 from backend.http.schemas import LoadBody
 from backend.http.services import SETTINGS, UNHURRIED, in_time, services
+from backend.names import MAX_NAME_LENGTH, NAME_PATTERN
 from backend.settings import MAX_TOP_K
 from backend.storage.catalog import path_key
-from backend.vision.decode import CONTENT_TYPES, SNIFF_BYTES, sniff
 
 __all__ = ["OPERATIONS"]
-
-_log = structlog.get_logger(__name__)
 
 _PHOTO_FIELD: Final = "image"
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off"})
-_NO_PHOTO_ANY_MORE: Final = "the photo is indexed, but its file is no photo any more"
-_CHUNK_BYTES: Final = 2**18
 
 
 async def load(request: web.Request) -> web.Response:
@@ -105,54 +98,7 @@ async def data(request: web.Request) -> web.StreamResponse:
         image = await services(request).catalog.indexed_image([path_key(path) for path in paths])
     if image is None:
         raise NotFound(f"no photo of that path is indexed: {_printable(paths[0])}")
-    return await _send_photo(request, image.path)
-
-
-async def _send_photo(request: web.Request, path: str) -> web.StreamResponse:
-    """Sends a photo's file, which somebody may have replaced since it was indexed.
-
-    What is looked at is what is sent: the file is opened once. aiohttp's FileResponse would open
-    it anew, and prefer a file of the same name with `.gz` behind it.
-    """
-    try:
-        file = await asyncio.to_thread(open_regular_file, path)
-    except OSError as error:
-        raise NotFound(
-            f"the photo is indexed, but its file cannot be read: {error.strerror}"
-        ) from None
-    except InvalidImage:
-        raise NotFound(_NO_PHOTO_ANY_MORE) from None
-    with file:
-        chunk = await asyncio.to_thread(file.read, _CHUNK_BYTES)
-        image_format = sniff(chunk[:SNIFF_BYTES])
-        if image_format is None:
-            raise NotFound(_NO_PHOTO_ANY_MORE)
-        response = web.StreamResponse(
-            headers={
-                "Content-Type": CONTENT_TYPES[image_format],
-                "X-Content-Type-Options": "nosniff",
-            }
-        )
-        left = os.fstat(file.fileno()).st_size
-        response.content_length = left
-        try:
-            await response.prepare(request)
-            if request.method == "HEAD":
-                left = 0
-            while left and chunk:
-                await response.write(chunk[:left])
-                left -= len(chunk[:left])
-                chunk = await asyncio.to_thread(file.read, _CHUNK_BYTES)
-            if left:
-                raise OSError("the file has become shorter")
-            await response.write_eof()
-        except OSError as error:
-            # The client has gone, or the file is not what was announced. The answer has begun:
-            # only the connection's end can tell that it is not whole.
-            _log.info("data.broken_off", path=path, reason=str(error))
-            if request.transport is not None:
-                request.transport.abort()
-    return response
+    return await send_photo(request, image.path)
 
 
 async def _load_body(request: web.Request) -> LoadBody:
@@ -212,7 +158,12 @@ def _printable(path: str) -> str:
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-_TABLE = Parameter("table_name", "collection; DEFAULT_TABLE where it is not given")
+_TABLE = Parameter(
+    "table_name",
+    "collection; DEFAULT_TABLE where it is not given, or empty",
+    {"type": "string", "pattern": f"^({NAME_PATTERN})?$", "maxLength": MAX_NAME_LENGTH},
+)
+_URL = {"type": "string", "format": "uri", "pattern": "^https?://"}
 _FILE = {"type": "string", "format": "binary"}
 _TOP_K = {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K}
 _TEXT = {"type": "string"}
@@ -261,7 +212,8 @@ OPERATIONS: Final = (
             "type": "array",
             "items": {
                 "type": "array",
-                "prefixItems": [_TEXT, {"type": "number", "minimum": 0}],
+                "description": "the photo's path and its distance",
+                "items": {"type": ["string", "number"]},
                 "minItems": 2,
                 "maxItems": 2,
             },
@@ -279,11 +231,12 @@ OPERATIONS: Final = (
         upload,
         "Keep and index one photo",
         answer={**_TEXT, "examples": ["Successfully loaded data: 17"]},
-        query=(_TABLE, Parameter("url", "where to fetch the photo from")),
+        query=(_TABLE,),
         form=(
             Parameter(_PHOTO_FIELD, "the photo", _FILE),
-            Parameter("url", "where to fetch the photo from"),
+            Parameter("url", "where to fetch the photo from, where there is no photo", _URL),
         ),
+        form_needs_one=True,
         errors=(400, 403, 409, 413, 415, 502, 503),
     ),
     Operation(

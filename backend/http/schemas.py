@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from backend.names import MAX_NAME_LENGTH, NAME_PATTERN
+
 __all__ = ["ErrorBody", "LoadBody"]
 
 
@@ -10,9 +12,26 @@ class LoadBody(BaseModel):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    folder: str = Field(alias="File", description="folder on the server, read recursively")
+    # What is only described here is checked further in, where there is more to say of it.
+    folder: str = Field(
+        alias="File",
+        description="folder on the server, read recursively",
+        json_schema_extra={"minLength": 1},
+    )
     table: str | None = Field(
-        None, alias="Table", description="collection; DEFAULT_TABLE where it is not given"
+        None,
+        alias="Table",
+        description="collection; DEFAULT_TABLE where it is not given, or empty",
+        json_schema_extra={
+            "anyOf": [
+                {
+                    "type": "string",
+                    "pattern": f"^({NAME_PATTERN})?$",
+                    "maxLength": MAX_NAME_LENGTH,
+                },
+                {"type": "null"},
+            ]
+        },
     )
 
 

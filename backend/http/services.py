@@ -7,15 +7,19 @@ from typing import Final
 
 from aiohttp import web
 
+from backend.analysis import PhotoAnalyzer
 from backend.deadlines import deadline
+from backend.duplicates import DuplicateFinder
 from backend.errors import EngineUnavailable, Unavailable
 from backend.fetching import PhotoFetcher
 from backend.indexing import Indexer
 from backend.metrics import Metrics
+from backend.queries import QueryPhotos
 from backend.readiness import Readiness
 from backend.searching import Searcher
 from backend.settings import Settings
 from backend.storage.catalog import Catalog
+from backend.thumbnails import Thumbnails
 
 __all__ = [
     "METRICS",
@@ -34,9 +38,13 @@ class Services:
     """What handlers call, with its engines open."""
 
     catalog: Catalog
+    analyzer: PhotoAnalyzer
     indexer: Indexer
     searcher: Searcher
+    duplicates: DuplicateFinder
     fetcher: PhotoFetcher
+    queries: QueryPhotos
+    thumbnails: Thumbnails
     readiness: Readiness
 
 

@@ -164,6 +164,7 @@ class Detector:
         self._model = model
         spec = model.spec
         self.name = spec.name
+        self.sha256 = spec.sha256
         self.size = _square_input(spec, "images")
         candidates = _output(spec, "boxes", "FP32", rank=2).dims[0]
         _require(spec, "boxes", "FP32", (candidates, 4))

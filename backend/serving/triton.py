@@ -6,7 +6,6 @@ wrong with one, a model that it has not loaded or whose process has died, is men
 """
 
 import asyncio
-import contextlib
 import itertools
 import math
 import ssl
@@ -29,7 +28,6 @@ from backend.deadlines import deadline, time_left
 from backend.errors import ConfigurationError, EngineUnavailable, ServiceError
 from backend.serving.gathering import Gatherer, Outputs, Spare
 from backend.serving.models import SHA256_PARAMETER, ModelSpec, spec_of
-from backend.serving.shared_memory import SharedMemory
 
 __all__ = ["TritonModel", "TritonServer"]
 
@@ -42,9 +40,6 @@ _CHECK_SECONDS: Final = 5.0
 _SPARE_CALLS: Final = 2
 """Of a server, beyond those that its models run: they are there when one of them is done. With two
 the detector and the embedder each have one; with one, and a call less a photo, cores wait."""
-_PLACE_BYTES: Final = 8 * 2**20
-"""Of shared memory for one call: 16 photos of the full-size detector. More go by the connection."""
-_CLOSE_SECONDS: Final = 1.0
 _RESTART_SECONDS: Final = 10.0
 """At least so far apart are two restarts of a model: one that always dies must not keep a server
 busy with nothing else."""
@@ -100,13 +95,7 @@ class TritonServer:
     engine_name = "Triton"
 
     def __init__(
-        self,
-        urls: Sequence[str],
-        *,
-        timeout: float,
-        tls: bool = False,
-        ca: Path | None = None,
-        share_memory: bool = True,
+        self, urls: Sequence[str], *, timeout: float, tls: bool = False, ca: Path | None = None
     ) -> None:
         """Connects when it is first asked for something.
 
@@ -115,8 +104,6 @@ class TritonServer:
             timeout: seconds that a call may take, making it again included.
             tls: whether the servers speak TLS.
             ca: PEM file of who signs their certificates; without it, the system's.
-            share_memory: whether a server that can read this machine's shared memory finds pixels
-                there.
 
         Raises:
             ConfigurationError: an address or the file is not usable.
@@ -128,7 +115,7 @@ class TritonServer:
             )
         credentials = _credentials(ca) if tls else None
         self._timeout = timeout
-        self._members = [_Member(address, credentials, share_memory) for address in addresses]
+        self._members = [_Member(address, credentials) for address in addresses]
         self._turns = itertools.count()
         self.spare = Spare(_SPARE_CALLS * len(addresses))
 
@@ -170,14 +157,12 @@ class TritonServer:
         """When a call that is made now must have been answered, on the event loop's clock."""
         return asyncio.get_running_loop().time() + time_left(self._timeout)
 
-    async def infer(
-        self, spec: ModelSpec, request: "_Request", end: float
-    ) -> pb.ModelInferResponse:
+    async def infer(self, spec: ModelSpec, request: bytes, end: float) -> pb.ModelInferResponse:
         """One inference, by the server whose turn it is; made again where it is lost.
 
         Args:
             spec: the model.
-            request: what it is asked.
+            request: a serialized `ModelInferRequest` of it.
             end: when to give up, on the event loop's clock.
 
         Raises:
@@ -191,7 +176,7 @@ class TritonServer:
         # Nearly all calls end here; to be ready for failures takes as long as all the rest of it.
         if member.is_trusted(spec.name):
             try:
-                return await member.call(spec.name, request, end - start)
+                return await member.call(request, end - start)
             except grpc.aio.AioRpcError as error:
                 failure = error
         async with _answering_until(end), asyncio.timeout_at(end):
@@ -207,7 +192,7 @@ class TritonServer:
                         await member.check(spec)
                         start = loop.time()
                         try:
-                            return await member.call(spec.name, request, end - start)
+                            return await member.call(request, end - start)
                         except grpc.aio.AioRpcError as error:
                             failure = error
                     trouble, failure = failure, None
@@ -268,53 +253,30 @@ class TritonModel:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     async def _call(self, batches: Sequence[NDArray[np.uint8]], end: float) -> Outputs:
-        request = _Request(self.spec, batches)
-        response = await self._server.infer(self.spec, request, end)
-        return _outputs(self.spec, response, request.rows)
+        rows = sum(map(len, batches))
+        response = await self._server.infer(self.spec, self._request(batches, rows), end)
+        return _outputs(self.spec, response, rows)
 
+    def _request(self, batches: Sequence[NDArray[np.uint8]], rows: int) -> bytes:
+        """A serialized `ModelInferRequest`: several batches' rows as one batch.
 
-class _Request:
-    """What a model is asked: several batches' rows as one batch."""
-
-    def __init__(self, spec: ModelSpec, batches: Sequence[NDArray[np.uint8]]) -> None:
-        self.batches = batches
-        self.rows = sum(map(len, batches))
-        self._spec = spec
-
-    def through_connection(self) -> bytes:
-        """A serialized `ModelInferRequest` with the pixels in it.
-
-        They are its last field and appended by hand: that copies them once instead of three times.
+        Its last field, the pixels, is appended by hand: that copies them once instead of three
+        times.
         """
-        size = sum(batch.nbytes for batch in self.batches)
-        head = self._describe().SerializeToString() + _PIXELS_TAG + _varint(size)
-        return b"".join((head, *(np.ascontiguousarray(batch).data for batch in self.batches)))
-
-    def through_memory(self, region: str, offset: int, size: int) -> bytes:
-        """A serialized `ModelInferRequest` that says where in a shared region the pixels are."""
-        message = self._describe()
-        parameters = message.inputs[0].parameters
-        parameters["shared_memory_region"].string_param = region
-        parameters["shared_memory_byte_size"].int64_param = size
-        if offset:
-            parameters["shared_memory_offset"].int64_param = offset
-        serialized: bytes = message.SerializeToString()
-        return serialized
-
-    def _describe(self) -> Any:
-        [tensor] = self._spec.inputs
+        [tensor] = self.spec.inputs
         described = pb.ModelInferRequest.InferInputTensor(
-            name=tensor.name, datatype=tensor.dtype, shape=(self.rows, *tensor.dims)
+            name=tensor.name, datatype=tensor.dtype, shape=(rows, *tensor.dims)
         )
-        return pb.ModelInferRequest(model_name=self._spec.name, inputs=[described])
+        message = pb.ModelInferRequest(model_name=self.spec.name, inputs=[described])
+        size = sum(batch.nbytes for batch in batches)
+        head = message.SerializeToString() + _PIXELS_TAG + _varint(size)
+        return b"".join((head, *(np.ascontiguousarray(batch).data for batch in batches)))
 
 
 class _Member:
     """One server."""
 
-    def __init__(
-        self, address: str, credentials: grpc.ChannelCredentials | None, share_memory: bool
-    ) -> None:
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None) -> None:
         self.address = address
         self._channel = (
             grpc.aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
@@ -332,8 +294,6 @@ class _Member:
         self._checked: dict[str, float] = {}
         self._restarted: dict[str, float] = {}
         self._shunned_until = -math.inf
-        self._shares_memory = share_memory
-        self._regions: dict[str, SharedMemory] = {}
 
     def is_promising(self) -> bool:
         """Whether there is a connection, and no call has just got no answer.
@@ -381,8 +341,6 @@ class _Member:
             group.count * max(1, len(group.gpus)) for group in response.config.instance_group
         )
         spec = spec_of(response.config, sha256=sha256)
-        with _lost_calls(self.address):
-            await self._share_memory(spec)
         self._checked[name] = asyncio.get_running_loop().time()
         return spec
 
@@ -417,17 +375,9 @@ class _Member:
                     "Triton", f"{error}; have Triton load it as it was, or restart the service"
                 ) from None
 
-    async def call(self, name: str, request: _Request, seconds: float) -> pb.ModelInferResponse:
-        """One inference. Raises `AioRpcError`, as gRPC does."""
-        region = self._regions.get(name)
-        place = region.write(request.batches) if region else None
-        if region is None or place is None:
-            return await self._infer(request.through_connection(), timeout=seconds)
-        try:
-            return await self._infer(request.through_memory(region.name, *place), timeout=seconds)
-        finally:
-            # A server that reads it later, for a call that was given up, is not listened to.
-            region.release(place[0])
+    async def call(self, request: bytes, seconds: float) -> pb.ModelInferResponse:
+        """One inference of a serialized request. Raises `AioRpcError`, as gRPC does."""
+        return await self._infer(request, timeout=seconds)
 
     async def mend(self, name: str, failure: grpc.aio.AioRpcError, *, since: float) -> NoReturn:
         """Does what can be done about a call that failed and was made at that time.
@@ -457,59 +407,8 @@ class _Member:
         )
 
     async def close(self) -> None:
-        """Cancels what is in flight, gives shared memory up and closes the connection."""
-        regions = list(self._regions.values())
-        self._regions.clear()
-        for region in regions:
-            with contextlib.suppress(grpc.aio.AioRpcError):
-                await self._forget(region.name)
-            region.close()
+        """Cancels what is in flight and closes the connection."""
         await self._channel.close()
-
-    async def _share_memory(self, spec: ModelSpec) -> None:
-        """Has the server open the region of memory for a model, where it can and has not.
-
-        Raises:
-            AioRpcError: the server is lost.
-        """
-        if not self._shares_memory or any(size < 1 for size in spec.inputs[0].dims):
-            return
-        region = self._regions.get(spec.name)
-        try:
-            if region is None:
-                region = await asyncio.to_thread(
-                    SharedMemory,
-                    self.instances(spec.name) + _SPARE_CALLS,
-                    min(_PLACE_BYTES, max(1, spec.max_batch_size) * math.prod(spec.inputs[0].dims)),
-                )
-                for abandoned in await asyncio.to_thread(SharedMemory.remove_abandoned):
-                    await self._forget(abandoned)
-            known = await self._calls.SystemSharedMemoryStatus(
-                pb.SystemSharedMemoryStatusRequest(), timeout=_time_left()
-            )
-            if region.name not in known.regions:
-                await self._calls.SystemSharedMemoryRegister(
-                    pb.SystemSharedMemoryRegisterRequest(
-                        name=region.name, key=f"/{region.name}", byte_size=region.size
-                    ),
-                    timeout=_time_left(),
-                )
-            self._regions[spec.name] = region
-        except (OSError, grpc.aio.AioRpcError) as error:
-            self._regions.pop(spec.name, None)
-            if region is not None:
-                region.close()
-            if isinstance(error, grpc.aio.AioRpcError) and _is_lost(error):
-                raise
-            reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
-            _log.info("triton.shares_no_memory", address=self.address, reason=reason)
-            self._shares_memory = False
-
-    async def _forget(self, region: str) -> None:
-        await self._calls.SystemSharedMemoryUnregister(
-            pb.SystemSharedMemoryUnregisterRequest(name=region),
-            timeout=min(_CLOSE_SECONDS, _time_left()),
-        )
 
     async def _load(self, name: str) -> None:
         _log.info("triton.loads_model", address=self.address, model=name)

@@ -11,6 +11,7 @@ and may be repeated without harm: an EngineUnavailable leaves open whether it ha
 """
 
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -33,6 +34,7 @@ from backend.storage.databases import (
     MySQLOptions,
     SQLiteDatabase,
 )
+from backend.storage.tables import answers as _answers
 from backend.storage.tables import collections as _collections
 from backend.storage.tables import identity as _identity
 from backend.storage.tables import images as _images
@@ -43,9 +45,11 @@ __all__ = [
     "Catalog",
     "Collection",
     "CollectionState",
+    "CountedCollection",
     "EnsureHeld",
     "Image",
     "ImageState",
+    "KeptAnswer",
     "LoadRow",
     "LoadState",
     "MySQLOptions",
@@ -56,6 +60,7 @@ __all__ = [
     "TouchedImage",
     "new_store",
     "path_key",
+    "utc_now",
 ]
 
 CollectionState = Literal["creating", "ready", "deleting"]
@@ -68,6 +73,8 @@ _IDS_PER_QUERY: Final = 500
 """Values of one IN list: well under SQLite's 32,766 and MySQL's packet size."""
 _IDS_PER_PAGE: Final = 10_000
 """Ids of a query that returns nothing but ids."""
+_PLACE: Final = (_objects, _images.c.path, _images.c.sha256, _images.c.width, _images.c.height)
+"""The columns of an ObjectPlace."""
 _ERROR_CHARACTERS: Final = 4000
 """Of a reason that is kept; MySQL's text columns hold 65,535 bytes."""
 
@@ -94,6 +101,15 @@ class Collection:
     state: CollectionState
     store: str
     other_store: str | None = None
+
+
+@dataclass(frozen=True)
+class CountedCollection:
+    """A collection, and how many of its photos are indexed and how many have failed."""
+
+    collection: Collection
+    indexed: int
+    failed: int
 
 
 @dataclass(frozen=True)
@@ -157,11 +173,17 @@ class TouchedImage:
 
 @dataclass(frozen=True)
 class ObjectPlace:
-    """An indexed object and the photo it is in."""
+    """An indexed object and the photo it is in.
+
+    `box` is xyxy in pixels of the upright photo, which has `width` x `height` of them.
+    """
 
     id: int
     image_id: int
     path: str
+    sha256: str
+    width: int
+    height: int
     label: str
     score: float
     box: tuple[float, float, float, float]
@@ -169,15 +191,37 @@ class ObjectPlace:
 
 @dataclass(frozen=True)
 class LoadRow:
-    """A load as it is kept."""
+    """A load as it is kept. `counts` are of its end; times are ISO 8601, UTC."""
 
     id: int
     collection_id: int
+    collection: str
     root: str
     prune: bool
     state: LoadState
     counts: Mapping[str, int]
     error: str | None
+    started_at: str
+    finished_at: str | None
+
+
+@dataclass(frozen=True)
+class KeptAnswer:
+    """The answer to a request that its client has named by a key, so that it may ask again.
+
+    Attributes:
+        key: the client's.
+        fingerprint: SHA-256, in hex, of what was asked: another request must not use the key.
+        status: of HTTP.
+        answer: what JSON can hold.
+        created_at: ISO 8601, UTC.
+    """
+
+    key: str
+    fingerprint: str
+    status: int
+    answer: Mapping[str, Any]
+    created_at: str
 
 
 def path_key(path: str) -> str:
@@ -186,6 +230,11 @@ def path_key(path: str) -> str:
     Collations of databases take `A.jpg` for `a.jpg` and ignore trailing spaces; this does not.
     """
     return hashlib.sha256(os.fsencode(path)).hexdigest()
+
+
+def utc_now() -> str:
+    """The time, ISO 8601 in UTC with milliseconds: such times sort as they follow each other."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def new_store(name: str) -> str:
@@ -304,6 +353,26 @@ class Catalog:
         query = sa.select(_collections).where(_collections.c.state == state)
         rows = await self._rows(query.order_by(_collections.c.id))
         return [Collection(**row._mapping) for row in rows]
+
+    async def collections_with_counts(self) -> list[CountedCollection]:
+        """All collections that are ready, by name, with how many photos they have; one query."""
+
+        def count(state: ImageState) -> sa.ScalarSelect[int]:
+            mine = (_images.c.collection_id == _collections.c.id, _images.c.state == state)
+            return sa.select(sa.func.count()).select_from(_images).where(*mine).scalar_subquery()
+
+        query = (
+            sa.select(count("indexed").label("n1"), count("failed").label("n2"), _collections)
+            .where(_collections.c.state == "ready")
+            .order_by(_collections.c.name)
+        )
+        rows = [dict(row._mapping) for row in await self._rows(query)]
+        return [
+            CountedCollection(
+                indexed=row.pop("n1"), failed=row.pop("n2"), collection=Collection(**row)
+            )
+            for row in rows
+        ]
 
     async def ensure_collection(
         self, name: str, *, embedder: str, embedder_sha256: str, dim: int, metric: str
@@ -637,6 +706,47 @@ class Catalog:
             yield [Image(**row._mapping) for row in rows]
             last = rows[-1].id
 
+    async def list_images(
+        self, collection_id: int, *, state: ImageState, label: str | None, after: int, limit: int
+    ) -> list[Image]:
+        """The first `limit` photos in a state whose ids are above `after`, in the order of ids.
+
+        Where `label` is given, only those that hold an object of it. The last page is found as fast
+        as the first: there is an index for either, which goes on with the photo's id.
+        """
+        query = sa.select(_images)
+        if label is None:
+            query = query.where(
+                _images.c.collection_id == collection_id,
+                _images.c.state == state,
+                _images.c.id > after,
+            ).limit(limit)
+        else:
+            found = _page_of_images(collection_id, state, label, after, limit).subquery()
+            query = query.join(found, found.c.image_id == _images.c.id)
+        return [Image(**row._mapping) for row in await self._rows(query.order_by(_images.c.id))]
+
+    async def count_objects(self, collection_id: int) -> int:
+        """How many objects the collection's indexed photos hold."""
+        [row] = await self._rows(
+            _indexed_objects(sa.func.count()).where(_images.c.collection_id == collection_id)
+        )
+        return int(row[0])
+
+    async def label_counts(self, collection_id: int) -> list[tuple[str, int]]:
+        """The labels of the collection's indexed photos, each with how many objects bear it.
+
+        Most frequent first, then in the order of the labels.
+        """
+        number = sa.func.count().label("number")
+        rows = await self._rows(
+            _indexed_objects(_objects.c.label, number)
+            .where(_images.c.collection_id == collection_id)
+            .group_by(_objects.c.label)
+            .order_by(number.desc(), _objects.c.label)
+        )
+        return [(row.label, int(row.number)) for row in rows]
+
     async def count_images(self, collection_id: int, state: ImageState = "indexed") -> int:
         """How many photos of the collection are in the state."""
         [row] = await self._rows(
@@ -652,7 +762,7 @@ class Catalog:
         """Where these objects are; ids of no object, or of no indexed photo, are left out."""
         rows = await self._rows(
             *(
-                _indexed_objects(_objects, _images.c.path).where(_objects.c.id.in_(chunk))
+                _indexed_objects(*_PLACE).where(_objects.c.id.in_(chunk))
                 for chunk in _chunks(object_ids)
             )
         )
@@ -663,7 +773,7 @@ class Catalog:
         found: dict[int, list[ObjectPlace]] = {}
         rows = await self._rows(
             *(
-                _indexed_objects(_objects, _images.c.path)
+                _indexed_objects(*_PLACE)
                 .where(_objects.c.image_id.in_(chunk))
                 .order_by(_objects.c.id)
                 for chunk in _chunks(image_ids)
@@ -672,6 +782,33 @@ class Catalog:
         for row in rows:
             found.setdefault(row.image_id, []).append(_place(row))
         return found
+
+    async def collections_of_objects(self, object_ids: Sequence[int]) -> dict[int, int]:
+        """The ids of the objects' collections; ids of no object, or of no indexed photo, are left
+        out."""
+        rows = await self._rows(
+            *(
+                _indexed_objects(_objects.c.id, _images.c.collection_id).where(
+                    _objects.c.id.in_(chunk)
+                )
+                for chunk in _chunks(object_ids)
+            )
+        )
+        return {row.id: row.collection_id for row in rows}
+
+    async def labels_among(self, collection_id: int, labels: Sequence[str]) -> set[str]:
+        """Those of the labels that objects of the collection's indexed photos bear."""
+        # Where two labels differ in trailing spaces alone, MySQL's DISTINCT takes them for one;
+        # their lengths tell them apart.
+        rows = await self._rows(
+            *(
+                _indexed_objects(_objects.c.label, sa.func.length(_objects.c.label))
+                .where(_images.c.collection_id == collection_id, _objects.c.label.in_(chunk))
+                .distinct()
+                for chunk in _chunks(labels)
+            )
+        )
+        return {row.label for row in rows}.intersection(labels)
 
     async def object_ids_of_images(self, image_ids: Sequence[int]) -> list[int]:
         """The ids of all objects of these photos, whatever state they are in."""
@@ -697,8 +834,10 @@ class Catalog:
 
     # Loads
 
-    async def begin_load(self, collection_id: int, root: str, *, prune: bool) -> int:
-        """Stores a running load and returns its id."""
+    async def begin_load(
+        self, collection_id: int, root: str, *, prune: bool, started_at: str | None = None
+    ) -> int:
+        """Stores a running load, started now unless a time is given, and returns its id."""
         _check_text(root)
         values = {
             "collection_id": collection_id,
@@ -706,7 +845,7 @@ class Catalog:
             "prune": prune,
             "state": "running",
             "counts": {},
-            "started_at": _now(),
+            "started_at": started_at or utc_now(),
             "token": uuid.uuid4().hex,
         }
         begun = sa.select(_loads.c.id).where(_loads.c.token == values["token"])
@@ -721,22 +860,91 @@ class Catalog:
         return await self._database.write(write)
 
     async def end_load(
-        self, load_id: int, state: LoadState, counts: Mapping[str, int], error: str | None = None
+        self,
+        load_id: int,
+        state: LoadState,
+        counts: Mapping[str, int],
+        error: str | None = None,
+        *,
+        finished_at: str | None = None,
     ) -> None:
-        """Stores how a load ended."""
+        """Stores how a load ended, now unless a time is given."""
         values = {
             "state": state,
             "counts": dict(counts),
             "error": None if error is None else _kept_error(error),
-            "finished_at": _now(),
+            "finished_at": finished_at or utc_now(),
         }
         await self._change(sa.update(_loads).where(_loads.c.id == load_id).values(values))
 
     async def running_loads(self) -> list[LoadRow]:
         """The loads that have not ended, oldest first."""
-        columns = [_loads.c[name] for name in LoadRow.__dataclass_fields__]
-        query = sa.select(*columns).where(_loads.c.state == "running").order_by(_loads.c.id)
+        return await self._load_rows(
+            _load_rows().where(_loads.c.state == "running").order_by(_loads.c.id)
+        )
+
+    async def loads(
+        self, collection_id: int | None, *, before: int | None, limit: int
+    ) -> list[LoadRow]:
+        """The last `limit` loads whose ids are below `before`, newest first.
+
+        Of one collection, or of all that are ready.
+        """
+        query = _load_rows().where(_collections.c.state == "ready")
+        if collection_id is not None:
+            query = query.where(_loads.c.collection_id == collection_id)
+        if before is not None:
+            query = query.where(_loads.c.id < before)
+        return await self._load_rows(query.order_by(_loads.c.id.desc()).limit(limit))
+
+    async def load(self, load_id: int) -> LoadRow | None:
+        """The load of that id, where its collection is ready."""
+        query = _load_rows().where(_loads.c.id == load_id, _collections.c.state == "ready")
+        return next(iter(await self._load_rows(query)), None)
+
+    async def _load_rows(self, query: sa.Select[Any]) -> list[LoadRow]:
         return [LoadRow(**row._mapping) for row in await self._rows(query)]
+
+    async def resume_load(self, load_id: int) -> None:
+        """Lets a load that has ended run again, as if it never had."""
+        change = sa.update(_loads).where(_loads.c.id == load_id)
+        await self._change(change.values(state="running", counts={}, error=None, finished_at=None))
+
+    # Answers
+
+    async def kept_answer(self, key: str) -> KeptAnswer | None:
+        """The answer that is kept under a key."""
+        return _kept(key, await self._rows(_answer_of(key)))
+
+    async def keep_answer(self, answer: KeptAnswer) -> KeptAnswer:
+        """Keeps an answer under its key, unless there is one; returns the one that is kept."""
+        query = _answer_of(answer.key).with_for_update()
+        values = {
+            "key_sha256": _key_sha256(answer.key),
+            "fingerprint": answer.fingerprint,
+            "status": answer.status,
+            "answer": json.dumps(answer.answer),
+            "created_at": answer.created_at,
+        }
+
+        async def write(connection: AsyncConnection) -> KeptAnswer | None:
+            there = _kept(answer.key, (await connection.execute(query)).all())
+            if there is None:
+                await connection.execute(sa.insert(_answers).values(values))
+            return there
+
+        return await self._database.write(write) or answer
+
+    async def forget_answers(self, before: str) -> None:
+        """Removes the answers that were made before a time, in several transactions."""
+        old = (
+            sa.select(_answers.c.key_sha256)
+            .where(_answers.c.created_at < before)
+            .limit(_IDS_PER_QUERY)
+        )
+        while rows := await self._rows(old):
+            keys = sorted(row.key_sha256 for row in rows)
+            await self._change(sa.delete(_answers).where(_answers.c.key_sha256.in_(keys)))
 
 
 async def _prepare(connection: AsyncConnection, where: str) -> str:
@@ -751,10 +959,6 @@ async def _prepare(connection: AsyncConnection, where: str) -> str:
         await connection.execute(sa.insert(_identity).values(uuid=uuid.uuid4().hex))
         row = (await connection.execute(query)).one()
     return str(row.uuid)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _chunks(items: Sequence[Any]) -> Iterable[Sequence[Any]]:
@@ -808,6 +1012,9 @@ def _place(row: sa.Row[Any]) -> ObjectPlace:
         id=row.id,
         image_id=row.image_id,
         path=row.path,
+        sha256=row.sha256,
+        width=row.width,
+        height=row.height,
         label=row.label,
         score=row.score,
         box=(row.x1, row.y1, row.x2, row.y2),
@@ -846,6 +1053,54 @@ def _page(query: sa.Select[Any], collection_id: int, after: int) -> sa.Select[An
         .limit(_IDS_PER_PAGE)
         .prefix_with("STRAIGHT_JOIN", dialect="mysql")
     )
+
+
+def _page_of_images(
+    collection_id: int, state: ImageState, label: str, after: int, limit: int
+) -> sa.Select[Any]:
+    """The ids of photos that hold a label, along its index, whatever the engines' planners think.
+
+    By way of the collection's photos, those without the label would all be looked at.
+    """
+    return (
+        sa.select(_objects.c.image_id)
+        .join_from(_objects, _images, _images.c.id == _objects.c.image_id)
+        .where(
+            _objects.c.label == label,
+            _objects.c.image_id > after,
+            _images.c.collection_id + 0 == collection_id,
+            _images.c.state == state,
+        )
+        .group_by(_objects.c.image_id)
+        .order_by(_objects.c.image_id)
+        .limit(limit)
+        .prefix_with("STRAIGHT_JOIN", dialect="mysql")
+    )
+
+
+def _load_rows() -> sa.Select[Any]:
+    columns = [
+        _collections.c.name.label(name) if name == "collection" else _loads.c[name]
+        for name in LoadRow.__dataclass_fields__
+    ]
+    return sa.select(*columns).join_from(
+        _loads, _collections, _collections.c.id == _loads.c.collection_id
+    )
+
+
+def _key_sha256(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _answer_of(key: str) -> sa.Select[Any]:
+    return sa.select(_answers).where(_answers.c.key_sha256 == _key_sha256(key))
+
+
+def _kept(key: str, rows: Sequence[sa.Row[Any]]) -> KeptAnswer | None:
+    for row in rows:
+        answer = json.loads(row.answer)
+        return KeptAnswer(key, row.fingerprint, row.status, answer, row.created_at)
+    return None
 
 
 async def _ids_in_state(

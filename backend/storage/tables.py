@@ -7,8 +7,9 @@ boxes are DOUBLE: a FLOAT would give back other numbers than were put in.
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
 
-__all__ = ["collections", "identity", "images", "loads", "metadata", "objects"]
+__all__ = ["answers", "collections", "identity", "images", "loads", "metadata", "objects"]
 
 metadata = sa.MetaData()
 
@@ -57,6 +58,7 @@ images = sa.Table(
     sa.UniqueConstraint("collection_id", "path_key"),
     sa.Index("images_by_state", "collection_id", "state"),
     sa.Index("images_by_path", "path_key"),
+    sa.Index("images_by_hash", "collection_id", "sha256"),
     **_NUMBERED,
 )
 objects = sa.Table(
@@ -70,6 +72,7 @@ objects = sa.Table(
     sa.Column("y1", _Number, nullable=False),
     sa.Column("x2", _Number, nullable=False),
     sa.Column("y2", _Number, nullable=False),
+    sa.Index("objects_by_label", "label", "image_id"),
     **_NUMBERED,
 )
 loads = sa.Table(
@@ -88,4 +91,17 @@ loads = sa.Table(
     sa.Column("token", sa.String(32)),
     sa.Index("loads_by_token", "token", unique=True),
     **_NUMBERED,
+)
+answers = sa.Table(
+    "answers",
+    metadata,
+    # Of the client's key: MySQL takes keys for one that differ in spaces at their ends.
+    sa.Column("key_sha256", sa.String(64), primary_key=True),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    # JSON as it was written: MySQL's own type sorts names. Its TEXT holds 64 KiB alone.
+    sa.Column("answer", sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql"), nullable=False),
+    sa.Column("created_at", sa.String(32), nullable=False),
+    sa.Index("answers_by_time", "created_at"),
+    **_MYSQL,
 )

@@ -24,7 +24,7 @@ from pymilvus.decorators import retry_on_rpc_failure
 from pymilvus.exceptions import DataNotMatchException, ErrorCode, ParamError
 
 from backend.deadlines import time_left
-from backend.errors import ConfigurationError, EngineUnavailable, ServiceError
+from backend.errors import ConfigurationError, EngineUnavailable, InvalidInput, ServiceError
 from backend.storage.milvus_lite import LiteProcess
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "MilvusLite",
     "MilvusOptions",
     "MilvusServer",
+    "ObjectFilter",
     "ObjectVector",
     "StoreMissing",
     "VectorHit",
@@ -46,7 +47,12 @@ _MAX_LABEL_BYTES: Final = 800
 """The catalog takes 200 characters, which UTF-8 spends up to four bytes on; Milvus counts bytes."""
 _UPSERT_BYTES: Final = 4 * 2**20
 """Of vectors in one request: above 7 MB Milvus Lite 2.5.1 takes ten times as long for each."""
+_VECTORS_PER_QUERY: Final = 100
+"""0.8 MB of 2048-d: above 2 MB Milvus Lite 2.5.1 takes many times as long for each, and what is
+parsed is parsed on the event loop, 10 ms."""
 _IDS_PER_DELETE: Final = 1000
+_IMAGES_PER_SEARCH: Final = 1000
+"""That one expression names, of those whose objects are searched alone."""
 _WIDER: Final = 16
 """How many times as wide the next range of ids is, where one has held next to none."""
 _DATABASE: Final = "vectors.db"
@@ -72,6 +78,9 @@ _ABOUT_PARAMETERS: Final = re.compile(
     r"\b(invalid|illegal|out of range|divide the dim|not a number|expr plan|Assert)\b"
 )
 """Milvus 2.3 reports several invalid parameters as unexpected errors."""
+
+_SPECIAL: Final = re.compile(r'"|\\|\r\n|\r|\n')
+"""What cannot stand in a string literal as it is."""
 
 _DENIED: Final = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
 _NEVER: Final = frozenset(
@@ -103,6 +112,27 @@ class VectorHit:
     object_id: int
     image_id: int
     distance: float
+
+
+@dataclass(frozen=True)
+class ObjectFilter:
+    """Which rows a search is about: those that meet every condition.
+
+    Attributes:
+        labels: any of them; none is no condition.
+        min_score: the least score. Milvus keeps scores in 32 bits, to which this is rounded too:
+            a row whose score is greater than that, or the same, in 64 bits is always among them.
+        image_ids: only rows of these photos; None is no condition, and () no row.
+        not_image_ids: no rows of these photos.
+    """
+
+    labels: tuple[str, ...] = ()
+    min_score: float | None = None
+    image_ids: tuple[int, ...] | None = None
+    not_image_ids: tuple[int, ...] = ()
+
+
+_EVERY_OBJECT: Final = ObjectFilter()
 
 
 class VectorStore(Protocol):
@@ -151,12 +181,24 @@ class VectorStore(Protocol):
         ...
 
     async def search(
-        self, store: str, vectors: NDArray[np.float32], limit: int
+        self,
+        store: str,
+        vectors: NDArray[np.float32],
+        limit: int,
+        where: ObjectFilter = _EVERY_OBJECT,
     ) -> list[list[VectorHit]]:
-        """The nearest rows of each query vector, float32 [Q, D], nearest first.
+        """The nearest of the rows that `where` is about to each query vector, float32 [Q, D],
+        nearest first.
 
         `limit` is at most MAX_HITS.
+
+        Raises:
+            InvalidInput: the engine has no way to say a label of `where`.
         """
+        ...
+
+    async def vectors(self, store: str, ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+        """The vectors, float32 [D], of those of the rows that are there."""
         ...
 
     async def ids(self, store: str) -> set[int]:
@@ -222,6 +264,8 @@ class _Milvus(ABC):
     """
 
     is_server: ClassVar[bool]
+    _line_breaks: ClassVar[Mapping[str, str]]
+    """How string literals say each end of a line; see `_string`."""
 
     def __init__(
         self,
@@ -322,12 +366,47 @@ class _Milvus(ABC):
         self._note(store, await self._ask("alloc_timestamp"))
 
     async def search(
-        self, store: str, vectors: NDArray[np.float32], limit: int
+        self,
+        store: str,
+        vectors: NDArray[np.float32],
+        limit: int,
+        where: ObjectFilter = _EVERY_OBJECT,
     ) -> list[list[VectorHit]]:
         """See `VectorStore.search`."""
-        if store not in self._written:
-            # Written by a process before this one.
-            self._note(store, await self._ask("alloc_timestamp"))
+        conditions = self._conditions(where)
+        if where.image_ids is None:
+            return await self._search(store, vectors, limit, conditions)
+        found: list[list[VectorHit]] = [[] for _ in vectors]
+        image_ids = sorted(set(where.image_ids))
+        for chunk in _chunks(image_ids, _IMAGES_PER_SEARCH):
+            named = [*conditions, f"image_id in {_integers(chunk)}"]
+            answers = await self._search(store, vectors, limit, named)
+            for hits, more in zip(found, answers, strict=True):
+                hits += more
+        if len(image_ids) > _IMAGES_PER_SEARCH:
+            for hits in found:
+                hits.sort(key=lambda hit: (hit.distance, hit.object_id))
+                del hits[limit:]
+        return found
+
+    def _conditions(self, where: ObjectFilter) -> list[str]:
+        """Milvus expressions of all but `image_ids`."""
+        conditions = []
+        if where.labels:
+            literals = ",".join(
+                _string(label, self._line_breaks, self.engine_name) for label in where.labels
+            )
+            conditions.append(f"label in [{literals}]")
+        if where.min_score is not None:
+            # As the field holds it: what a longer number is rounded to is left to no engine.
+            conditions.append(f"score >= {float(np.float32(where.min_score))}")
+        if where.not_image_ids:
+            conditions.append(f"image_id not in {_integers(where.not_image_ids)}")
+        return conditions
+
+    async def _search(
+        self, store: str, vectors: NDArray[np.float32], limit: int, conditions: Sequence[str]
+    ) -> list[list[VectorHit]]:
         params = {
             name: max(value, limit) if name in _HITS_PARAMETERS else value
             for name, value in self._search_params.items()
@@ -339,14 +418,25 @@ class _Milvus(ABC):
             param={"metric_type": "L2", "params": params},
             limit=limit,
             data=list(vectors),
+            expression=" and ".join(conditions),
             output_fields=["image_id"],
             consistency_level="Customized",
-            guarantee_timestamp=self._written[store],
+            guarantee_timestamp=await self._look_at(store),
         )
         return [
             [VectorHit(hit["id"], hit["entity"]["image_id"], hit["distance"]) for hit in hits]
             for hits in answers
         ]
+
+    async def vectors(self, store: str, ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+        """See `VectorStore.vectors`."""
+        found: dict[int, NDArray[np.float32]] = {}
+        for chunk in _chunks(ids, _VECTORS_PER_QUERY):
+            now = await self._look_at(store)
+            named = f"id in {_integers(chunk)}"
+            for row in await self._rows(store, named, now, ["id", "vector"], len(chunk)):
+                found[row["id"]] = np.array(row["vector"], np.float32)
+        return found
 
     async def ids(self, store: str) -> set[int]:
         """See `VectorStore.ids`."""
@@ -370,16 +460,28 @@ class _Milvus(ABC):
     async def _query(
         self, store: str, expression: str, timestamp: int, *, limit: int = MAX_HITS
     ) -> list[int]:
-        rows = await self._ask_loaded(
+        return [row["id"] for row in await self._rows(store, expression, timestamp, ["id"], limit)]
+
+    async def _rows(
+        self, store: str, expression: str, timestamp: int, fields: list[str], limit: int
+    ) -> Iterable[Mapping[str, Any]]:
+        rows: Iterable[Mapping[str, Any]] = await self._ask_loaded(
             "query",
             store,
             expr=expression,
-            output_fields=["id"],
+            output_fields=fields,
             limit=limit,
             consistency_level="Customized",
             guarantee_timestamp=timestamp,
         )
-        return [row["id"] for row in rows]
+        return rows
+
+    async def _look_at(self, store: str) -> int:
+        """The timestamp that whoever reads the collection must wait for."""
+        if store not in self._written:
+            # Written by a process before this one.
+            self._note(store, await self._ask("alloc_timestamp"))
+        return self._written[store]
 
     def _note(self, store: str, timestamp: int) -> None:
         self._written[store] = max(timestamp, self._written.get(store, 0))
@@ -442,6 +544,8 @@ class MilvusServer(_Milvus):
     """A Milvus server, 2.3 or later."""
 
     is_server = True
+    # It reads literals as Go does.
+    _line_breaks: ClassVar = {"\n": "\\n", "\r": "\\r", "\r\n": "\\r\\n"}
 
     def __init__(self, handler: _Handler, options: MilvusOptions, timeout: float) -> None:
         super().__init__(
@@ -528,6 +632,8 @@ class MilvusLite(_Milvus):
     """
 
     is_server = False
+    # It takes the character behind a backslash for itself, but for that of a lone "\r".
+    _line_breaks: ClassVar = {"\n": "\\\n", "\r\n": "\\\r\n"}
 
     def __init__(self, process: LiteProcess, timeout: float, folder: Path) -> None:
         super().__init__(
@@ -618,6 +724,32 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 def _integers(ids: Iterable[int]) -> str:
     """A list literal; int() makes sure that nothing but numbers ever reaches an expression."""
     return "[" + ",".join(str(int(item)) for item in ids) + "]"
+
+
+def _string(text: str, line_breaks: Mapping[str, str], engine: str) -> str:
+    """A string literal of Milvus' expressions, from which no text can break out.
+
+    Both engines share the grammar: between the quotes anything may stand but a quote, a backslash
+    and the ends of lines, and the first two may stand behind a backslash. How they read an end of
+    line differs: `line_breaks` says how each of those is written that the engine can read.
+
+    Raises:
+        InvalidInput: there is one that it cannot.
+    """
+
+    def escaped(found: re.Match[str]) -> str:
+        special = found[0]
+        if special in ('"', "\\"):
+            return f"\\{special}"
+        try:
+            return line_breaks[special]
+        except KeyError:
+            raise InvalidInput(
+                f"{engine} cannot search for the label {text!r}: it has no way to say the"
+                f" {special!r} in it; leave this label out"
+            ) from None
+
+    return f'"{_SPECIAL.sub(escaped, text)}"'
 
 
 def _lite_handler(process: LiteProcess) -> _Handler:

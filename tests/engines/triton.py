@@ -167,12 +167,7 @@ class TritonProcess(EngineProcess):
         with contextlib.suppress(psutil.Error):
             maps = psutil.Process(self.process.pid).memory_maps()
             paths = {Path(each.path) for each in maps}
-            # Others are its clients'.
-            return {
-                path
-                for path in paths
-                if path.parent == _SHARED_MEMORY and path.name.startswith("triton_")
-            }
+            return {path for path in paths if path.parent == _SHARED_MEMORY}
         return set()
 
     def _channel(self) -> grpc.Channel:

@@ -4,8 +4,6 @@ import asyncio
 import hashlib
 import ipaddress
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,8 +18,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from numpy.typing import NDArray
-from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from backend.deadlines import deadline
 from backend.errors import ConfigurationError, EngineUnavailable, ServiceError
@@ -171,69 +167,6 @@ async def test_requests_in_flight_together_are_run_in_batches(
     assert after[0] - before[0] == 60
     assert after[1] - before[1] < 40
     np.testing.assert_array_equal(answers[7]["embeddings"], alone)
-
-
-# Shared memory
-
-
-def regions(process: TritonProcess) -> set[str]:
-    """Those of ours that the server has open."""
-    with grpc.insecure_channel(process.address) as channel:
-        calls = GRPCInferenceServiceStub(channel)
-        known = calls.SystemSharedMemoryStatus(pb.SystemSharedMemoryStatusRequest(), timeout=10)
-    return {name for name in known.regions if name.startswith("image-search")}
-
-
-async def test_pixels_in_shared_memory_are_those_through_the_connection(
-    connect: Callable[..., TritonServer], triton_server: TritonProcess
-) -> None:
-    near, far = [
-        await connect(triton_server.address, share_memory=share).load(EMBEDDER)
-        for share in (True, False)
-    ]
-    for seed, count in enumerate((1, 5, 32, 70)):
-        batch = pixels(near, count, seed)
-        found, expected = await near.infer(batch), await far.infer(batch)
-        np.testing.assert_array_equal(found["embeddings"], expected["embeddings"])
-
-
-async def test_memory_is_shared_until_the_end_and_again_with_a_server_that_is_back(
-    connect: Callable[..., TritonServer], triton: TritonProcess
-) -> None:
-    server = connect(triton.address)
-    model = await server.load(EMBEDDER)
-    batch = pixels(model, 3)
-    expected = (await model.infer(batch))["embeddings"]
-    [region] = regions(triton)
-    assert (Path("/dev/shm") / region).exists()
-    await asyncio.to_thread(triton.kill)
-    await asyncio.to_thread(triton.start)
-    assert regions(triton) == set()
-    # A server that has restarted in no time does not know the region that it is sent to.
-    np.testing.assert_array_equal((await model.infer(batch))["embeddings"], expected)
-    assert regions(triton) == {region}
-    await server.close()
-    assert regions(triton) == set()
-    assert not (Path("/dev/shm") / region).exists()
-
-
-async def test_what_a_dead_client_has_left_is_closed(
-    connect: Callable[..., TritonServer], triton: TritonProcess
-) -> None:
-    dying = (
-        "import asyncio, os, sys; from backend.serving.triton import TritonServer\n"
-        "async def main():\n"
-        "    await TritonServer([sys.argv[1]], timeout=30).load(sys.argv[2])\n"
-        "    os.kill(os.getpid(), 9)\n"
-        "asyncio.run(main())"
-    )
-    await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", dying, triton.address, EMBEDDER], check=False
-    )
-    [left] = regions(triton)
-    await connect(triton.address).load(EMBEDDER)
-    assert left not in regions(triton)
-    assert not (Path("/dev/shm") / left).exists()
 
 
 async def test_a_wrong_request_is_no_outage(server: TritonServer) -> None:

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,25 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from backend.deadlines import deadline
 from backend.errors import ConfigurationError, EngineUnavailable, ServiceError
 from backend.storage.catalog import (
     Catalog,
+    Collection,
+    CountedCollection,
     Image,
+    KeptAnswer,
+    LoadRow,
     NewImage,
     NewObject,
     TouchedImage,
     new_store,
     path_key,
+    utc_now,
 )
+from backend.storage.tables import answers
 from tests.storage.catalogs import (
     CAT,
     DOG,
@@ -193,6 +201,41 @@ async def test_of_many_that_turn_to_new_vectors_one_succeeds(catalog: Catalog) -
     now = await catalog.collection("photos")
     assert now is not None
     assert now.embedder == f"e{done.index(True)}"
+
+
+async def test_collections_come_by_name_with_how_many_photos_they_have(catalog: Catalog) -> None:
+    assert await catalog.collections_with_counts() == []
+    full, empty = await ensure(catalog, "full"), await ensure(catalog, "Empty")
+    gone = await ensure(catalog, "gone")
+    await index(catalog, gone, ["/a"], [CAT])
+    await catalog.begin_drop(gone.id)
+    _, _, deleting = await index(catalog, full, ["/a", "/b", "/c"], [CAT, DOG])
+    await catalog.begin_delete_images([deleting])
+    stored = await catalog.begin_images(collection_id=full.id, images=[new_photo("/d", [], "bad")])
+    await catalog.begin_images(full.id, [new_photo("/pending")])
+    await catalog.finish_images([], {stored[0].id: "bad"})
+    assert await catalog.collections_with_counts() == [
+        CountedCollection(empty, indexed=0, failed=0),
+        CountedCollection(full, indexed=2, failed=1),
+    ]
+
+
+async def test_labels_are_counted_most_frequent_first_in_indexed_photos_alone(
+    catalog: Catalog,
+) -> None:
+    collection, other = await ensure(catalog), await ensure(catalog, "other")
+    assert await catalog.label_counts(collection.id) == []
+    assert await catalog.count_objects(collection.id) == 0
+    ant = NewObject("ant", 0.5, (0.0, 0.0, 8.0, 8.0))
+    [_, deleting] = await index(catalog, collection, ["/a", "/b"], [CAT, DOG, DOG])
+    await index(catalog, collection, ["/c"], [CAT, ant])
+    await index(catalog, other, ["/a"], [CAT])
+    await catalog.begin_images(collection.id, [new_photo("/pending", [CAT])])
+    assert await catalog.label_counts(collection.id) == [("dog", 4), ("cat", 3), ("ant", 1)]
+    assert await catalog.count_objects(collection.id) == 8
+    await catalog.begin_delete_images([deleting])
+    assert await catalog.label_counts(collection.id) == [("cat", 2), ("dog", 2), ("ant", 1)]
+    assert await catalog.count_objects(collection.id) == 5
 
 
 # Photos: adding
@@ -523,6 +566,67 @@ async def test_photos_come_page_by_page_in_the_order_of_their_ids(catalog: Catal
     assert [image.id for page in pages for image in page] == sorted(ids)
 
 
+async def _ids_listed(catalog: Catalog, collection: Collection, **wanted: Any) -> list[list[int]]:
+    """The ids of all pages of two photos."""
+    pages: list[list[int]] = []
+    after = 0
+    while page := await catalog.list_images(
+        collection.id, **({"state": "indexed", "label": None} | wanted), after=after, limit=2
+    ):
+        pages.append([image.id for image in page])
+        after = page[-1].id
+    return pages
+
+
+async def test_photos_are_listed_in_pages_by_their_state_and_by_a_label(catalog: Catalog) -> None:
+    collection, other = await ensure(catalog), await ensure(catalog, "other")
+    both = await index(catalog, collection, ["/a", "/b"], [CAT, DOG, CAT])
+    await index(catalog, other, ["/a", "/c"], [CAT])
+    cats = await index(catalog, collection, ["/c", "/d", "/e"], [CAT])
+    [failing] = await catalog.begin_images(collection.id, [new_photo("/f", [], "bad")])
+    await catalog.finish_images([], {failing.id: "bad"})
+    [deleting] = await index(catalog, collection, ["/g"], [CAT])
+    await catalog.begin_delete_images([deleting])
+    await catalog.begin_images(collection.id, [new_photo("/h", [CAT])])
+    assert await _ids_listed(catalog, collection) == [both, cats[:2], cats[2:]]
+    assert await _ids_listed(catalog, collection, label="cat") == [both, cats[:2], cats[2:]]
+    assert await _ids_listed(catalog, collection, label="dog") == [both]
+    assert await _ids_listed(catalog, collection, label="Cat") == []
+    assert await _ids_listed(catalog, collection, state="failed") == [[failing.id]]
+    assert await _ids_listed(catalog, collection, state="failed", label="cat") == []
+    [failed] = await catalog.list_images(
+        collection.id, state="failed", label=None, after=0, limit=500
+    )
+    assert (failed.path, failed.error) == ("/f", "bad")
+    [image] = await catalog.list_images(
+        collection.id, state="indexed", label="dog", after=both[0], limit=1
+    )
+    assert image == (await catalog.images_by_id(both))[1]
+
+
+async def test_a_page_of_photos_is_found_by_an_index_and_sorts_nothing(on_sqlite: Catalog) -> None:
+    collection = await ensure(on_sqlite)
+    statements: list[tuple[str, Any]] = []
+    sa.event.listen(
+        on_sqlite._database.engine.sync_engine,
+        "before_cursor_execute",
+        lambda _c, _cursor, statement, values, *_: statements.append((statement, values)),
+    )
+    for label in (None, "cat"):
+        await on_sqlite.list_images(collection.id, state="indexed", label=label, after=5, limit=9)
+    [(by_state, first), (by_label, second)] = [
+        (statement, values) for statement, values in statements if "SELECT images" in statement
+    ]
+    plans = []
+    async with on_sqlite._database.engine.connect() as connection:
+        for statement, values in ((by_state, first), (by_label, second)):
+            rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)
+            plans.append("; ".join(row.detail for row in rows))
+    assert "images_by_state (collection_id=? AND state=? AND rowid>?)" in plans[0]
+    assert "TEMP B-TREE" not in plans[0]
+    assert "objects_by_label (label=? AND image_id>?)" in plans[1]
+
+
 async def test_photos_may_be_deleted_while_they_are_paged_through(catalog: Catalog) -> None:
     collection = await ensure(catalog)
     ids = await index(catalog, collection, [f"/{i}" for i in range(1050)], [])
@@ -709,6 +813,57 @@ async def test_how_a_load_ended_is_kept(catalog: Catalog) -> None:
     assert row[3]
 
 
+async def test_loads_are_listed_newest_first_page_by_page(catalog: Catalog) -> None:
+    collection, other = await ensure(catalog), await ensure(catalog, "other")
+    ids = [await catalog.begin_load(collection.id, f"/{i}", prune=False) for i in range(3)]
+    more = await catalog.begin_load(other.id, "/more", prune=True)
+    everything = await catalog.loads(None, before=None, limit=10)
+    assert [(row.id, row.collection) for row in everything] == [
+        (more, "other"),
+        *((load_id, "photos") for load_id in reversed(ids)),
+    ]
+    assert await catalog.loads(None, before=None, limit=2) == everything[:2]
+    assert await catalog.loads(None, before=ids[2], limit=2) == everything[2:]
+    assert await catalog.loads(collection.id, before=None, limit=10) == everything[1:]
+    assert await catalog.loads(collection.id, before=ids[0], limit=10) == []
+    assert [await catalog.load(row.id) for row in everything] == everything
+    assert await catalog.load(more + 1) is None
+    await catalog.begin_drop(other.id)
+    assert await catalog.load(more) is None
+    assert await catalog.loads(None, before=None, limit=10) == everything[1:]
+
+
+async def test_a_load_has_its_times_and_may_run_again_after_its_end(catalog: Catalog) -> None:
+    collection = await ensure(catalog)
+    begun = "2024-01-02T03:04:05.678+00:00"
+    load_id = await catalog.begin_load(collection.id, "/", prune=False, started_at=begun)
+    running = LoadRow(
+        id=load_id,
+        collection_id=collection.id,
+        collection="photos",
+        root="/",
+        prune=False,
+        state="running",
+        counts={},
+        error=None,
+        started_at=begun,
+        finished_at=None,
+    )
+    assert await catalog.load(load_id) == running
+    ended = utc_now()
+    await catalog.end_load(load_id, "failed", {"total": 2}, "no disk", finished_at=ended)
+    assert await catalog.load(load_id) == replace(
+        running, state="failed", counts={"total": 2}, error="no disk", finished_at=ended
+    )
+    await catalog.resume_load(load_id)
+    assert await catalog.load(load_id) == running
+    assert await catalog.running_loads() == [running]
+    new_id = await catalog.begin_load(collection.id, "/", prune=False)
+    new = await catalog.load(new_id)
+    assert new is not None
+    assert ended <= new.started_at <= utc_now()
+
+
 async def test_a_load_that_is_begun_twice_with_one_token_is_one_load(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -723,6 +878,69 @@ async def test_a_load_that_is_begun_twice_with_one_token_is_one_load(
     monkeypatch.setattr(catalog._database, "write", write_twice)
     load = await catalog.begin_load(collection.id, "/", prune=False)
     assert [row.id for row in await catalog.running_loads()] == [load]
+
+
+# Answers
+
+
+def _answer(key: str, **values: Any) -> KeptAnswer:
+    return replace(KeptAnswer(key, "ab" * 32, 201, {"results": []}, utc_now()), **values)
+
+
+async def test_an_answer_is_kept_as_it_was_given(catalog: Catalog) -> None:
+    key = "k" * 255
+    objects = [{"label": "é🐈", "score": 0.1, "box": [0.1, 2.0, 3e-9, 4], "id": 2**62}] * 300
+    large = {"z": None, "a": [{"objects": objects, "more": {}}] * 64}
+    answer = _answer(key, answer=large)
+    assert await catalog.kept_answer(key) is None
+    assert await catalog.keep_answer(answer) == answer
+    kept = await catalog.kept_answer(key)
+    assert kept == answer
+    assert list(kept.answer) == ["z", "a"]
+
+
+async def test_keys_that_databases_like_to_confuse_are_two(catalog: Catalog) -> None:
+    keys = ["key", "Key", "key ", "", " "]
+    for status, key in enumerate(keys):
+        await catalog.keep_answer(_answer(key, status=status))
+    kept = [await catalog.kept_answer(key) for key in keys]
+    assert [answer and (answer.key, answer.status) for answer in kept] == [
+        (key, status) for status, key in enumerate(keys)
+    ]
+
+
+async def test_of_many_answers_to_one_key_the_first_is_kept_and_given_to_all(
+    catalog: Catalog,
+) -> None:
+    several = [_answer("key", fingerprint=f"{i:064x}", status=200 + i) for i in range(12)]
+    given = await asyncio.gather(*map(catalog.keep_answer, several))
+    kept = await catalog.kept_answer("key")
+    assert kept in several
+    assert given == [kept] * 12
+
+
+async def test_answers_are_forgotten_by_their_age(catalog: Catalog) -> None:
+    for second in range(4):
+        await catalog.keep_answer(_answer(f"{second}", created_at=f"2024-01-01T00:00:0{second}"))
+    for _ in range(2):
+        await catalog.forget_answers("2024-01-01T00:00:02")
+        kept = [await catalog.kept_answer(f"{second}") for second in range(4)]
+        assert [answer is not None for answer in kept] == [False, False, True, True]
+    again = _answer("0", status=409)
+    assert await catalog.keep_answer(again) == again
+
+
+async def test_more_answers_than_one_query_holds_are_forgotten(on_sqlite: Catalog) -> None:
+    values = {"fingerprint": "", "status": 200, "answer": "{}", "created_at": "2024"}
+    rows = [values | {"key_sha256": f"{i:064x}"} for i in range(501)]
+
+    async def write(connection: AsyncConnection) -> None:
+        await connection.execute(sa.insert(answers), rows)
+
+    await on_sqlite._database.write(write)
+    await on_sqlite.forget_answers("2025")
+    async with on_sqlite._database.engine.connect() as connection:
+        assert (await connection.execute(sa.select(answers))).all() == []
 
 
 # Many at once

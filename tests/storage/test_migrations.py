@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from backend.errors import ConfigurationError
 from backend.storage import migrations
-from backend.storage.catalog import Catalog, path_key
+from backend.storage.catalog import Catalog, KeptAnswer, path_key
 from backend.storage.databases import MySQLDatabase
 from backend.storage.tables import metadata
 from tests.engines.mariadb import MariaDBProcess
@@ -129,6 +129,8 @@ async def _is_usable(catalog: Catalog) -> None:
     assert await catalog.replace_vectors(
         collection, store="new_store", embedder="e", embedder_sha256="", dim=4
     )
+    answer = KeptAnswer("key", "ab" * 32, 200, {}, "2024")
+    assert await catalog.keep_answer(answer) == answer
 
 
 async def test_the_tables_that_the_revisions_make_are_those_of_the_code(
@@ -188,7 +190,7 @@ async def test_a_catalog_of_a_newer_version_is_refused_and_left_as_it_is(
 
     await catalog._database.write(stamp)
     await catalog.close()
-    with pytest.raises(ConfigurationError, match=r"newer version .* 9999, .* 0002"):
+    with pytest.raises(ConfigurationError, match=r"newer version .* 9999, .* 0003"):
         await open_catalog()
 
 

@@ -523,3 +523,36 @@ def test_only_whole_magic_numbers_count(beginning: bytes, image_format: str | No
 @given(st.binary(max_size=20))
 def test_sniffing_takes_any_bytes(beginning: bytes) -> None:
     assert sniff(beginning) in {None, *CONTENT_TYPES}
+
+
+# A reduced scale
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    ("longer_side", "divisor"),
+    [(801, 1), (800, 1), (401, 1), (400, 2), (201, 2), (200, 4), (101, 4), (100, 8), (1, 8)],
+)
+def test_a_jpeg_is_reduced_to_no_less_than_what_is_enough(
+    longer_side: int, divisor: int, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image = Image.fromarray(cv2.resize(_scene(), (800, 600), interpolation=cv2.INTER_CUBIC))
+    data = _save(image, "JPEG", quality=95, exif=exif)
+    pixels = decode(data, max_pixels=MANY, longer_side=longer_side)
+    reference = np.asarray(Image.fromarray(_by_pillow(data)).reduce(divisor), np.int64)
+    assert pixels.shape == reference.shape
+    assert np.abs(pixels - reference).mean() < 2
+
+
+@pytest.mark.parametrize("image_format", LOSSLESS)
+def test_other_formats_are_decoded_at_full_scale(image_format: str) -> None:
+    data = _save(Image.fromarray(_scene()), image_format, **LOSSLESS[image_format])
+    assert decode(data, max_pixels=MANY, longer_side=1).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_the_limit_is_of_the_photo_not_of_what_is_decoded() -> None:
+    data = _save(Image.new("RGB", (100, 100)), "JPEG")
+    with pytest.raises(TooLarge):
+        decode(data, max_pixels=9_999, longer_side=10)

@@ -6,8 +6,9 @@ Distances are squared L2 of unit vectors, 2 - 2 cos: 0 for the same, 4 for oppos
 
 from typing import Annotated, Final, Literal
 
-from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field
+from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, WithJsonSchema
 
+from backend.names import MAX_NAME_LENGTH, NAME_PATTERN
 from backend.settings import MAX_TOP_K
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Detection",
     "DuplicateGroup",
     "DuplicateGroups",
+    "DuplicateGroupsQuery",
     "DuplicatesQuery",
     "Duplicate",
     "DuplicateList",
@@ -59,14 +61,17 @@ MAX_BATCH: Final = 16
 MAX_PAGE: Final = 500
 
 Id = Annotated[int, Field(ge=1, le=2**63 - 1)]
-Box = tuple[float, float, float, float]
+Box = Annotated[
+    tuple[float, float, float, float],
+    # As `prefixItems`, which pydantic makes of it, many generators of clients do not read it.
+    WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}),
+]
 _CollectionName = Annotated[
     str | None,
     Field(
         None,
-        min_length=1,
-        max_length=200,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        max_length=MAX_NAME_LENGTH,
+        pattern=f"^{NAME_PATTERN}$",
         description="collection; DEFAULT_TABLE where it is not given",
     ),
 ]
@@ -350,6 +355,13 @@ class DuplicatesQuery(_Request):
     )
 
 
+class DuplicateGroupsQuery(DuplicatesQuery):
+    """Which groups of near-duplicates to list."""
+
+    limit: _Limit
+    cursor: _Cursor
+
+
 class Duplicate(_Answer):
     """A photo that shows the same as another."""
 
@@ -453,7 +465,7 @@ class LoadList(_Answer):
 class NewCollection(_Request):
     """A collection to be made."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    name: Annotated[str, Field(max_length=MAX_NAME_LENGTH, pattern=f"^{NAME_PATTERN}$")]
 
 
 class CollectionSummary(_Answer):

@@ -18,8 +18,8 @@ from scripts.export_models import download
 from scripts.export_models.download import RemoteFile, fetch, file_sha256
 from scripts.export_models.errors import DiskError, DownloadError
 from scripts.export_models.progress import Display
+from tests.limits import files_limited_to
 from tests.scripts.export_models.file_server import Answer, FileServer, Request
-from tests.scripts.export_models.limits import files_limited_to
 
 SIZE = 300_000
 DATA = np.random.default_rng(0).bytes(SIZE)

@@ -21,8 +21,8 @@ from scripts.export_models.__main__ import main
 from scripts.export_models.official import Catalogue
 from scripts.export_models.plans import Options, make_plans
 from scripts.export_models.resnet50 import ResNet50
+from tests.limits import files_limited_to
 from tests.scripts.export_models.file_server import Answer, FileServer, Request
-from tests.scripts.export_models.limits import files_limited_to
 from tests.scripts.export_models.small_catalogue import small_catalogue
 from tests.scripts.export_models.tiny_networks import (
     TINY_CFG,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scripts.export_models.contract import embedder_spec
 from scripts.export_models.errors import ContractError, DiskError, ParityError
 from scripts.export_models.repository import Exported, export_model
-from tests.scripts.export_models.limits import files_limited_to
+from tests.limits import files_limited_to
 from tests.scripts.export_models.tiny_networks import MeanColour
 
 SPEC = embedder_spec(size=32, dimension=3)

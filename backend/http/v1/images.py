@@ -1,0 +1,392 @@
+"""`/api/v1/images`: photos of collections, their files, thumbnails and near-duplicates."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from aiohttp import hdrs, web
+
+from backend.errors import IdempotencyKeyReused, NotFound, ServiceError, Unavailable
+from backend.http.files import is_known, send_photo
+from backend.http.multipart import Photo
+from backend.http.openapi import Operation, Parameter
+from backend.http.problems import problem
+from backend.http.request_ids import request_id
+from backend.http.services import SETTINGS, Services, in_time, services
+from backend.http.v1.presenting import answer, image_detail, image_summary
+from backend.http.v1.requests import (
+    PHOTO_FIELD,
+    InvalidFields,
+    decode_cursor,
+    encode_cursor,
+    path_id,
+    read_photos,
+    read_query,
+)
+from backend.http.v1.schemas import (
+    Duplicate,
+    DuplicateList,
+    DuplicatesQuery,
+    FetchBody,
+    FieldProblem,
+    ImageDetail,
+    ImageList,
+    ImagesQuery,
+    ThumbnailQuery,
+    UploadAnswer,
+    UploadQuery,
+    UploadResult,
+)
+from backend.storage.catalog import Collection, Image, KeptAnswer
+from backend.thumbnails import thumbnail_type
+
+__all__ = ["MAX_UPLOADS", "OPERATIONS"]
+
+MAX_UPLOADS: Final = 64
+"""Photos of one request that brings several."""
+_KEY_HEADER: Final = "Idempotency-Key"
+_MAX_KEY: Final = 255
+_KEPT: Final = timedelta(hours=24)
+"""For so long an answer to a request with a key is given again."""
+
+
+async def upload_images(request: web.Request) -> web.Response:
+    """Keeps and indexes photos; what is wrong with one is the others' no concern."""
+    wanted = read_query(request, UploadQuery)
+    key = _key(request)
+    name = wanted.collection or request.app[SETTINGS].default_table
+    photos = await read_photos(request, at_most=MAX_UPLOADS)
+    with in_time(request):
+        here = services(request)
+        if key is None:
+            return _uploaded(await _keep_all(here, request, name, photos))
+        return await _once(here, request, key, name, photos)
+
+
+async def _once(
+    here: Services, request: web.Request, key: str, name: str, photos: Sequence[Photo]
+) -> web.Response:
+    """Uploads, or what an earlier request with the same key was answered."""
+    fingerprint = await asyncio.to_thread(_fingerprint, name, photos)
+    kept = await here.catalog.kept_answer(key)
+    now = datetime.now(UTC)
+    if kept is not None and datetime.fromisoformat(kept.created_at) < now - _KEPT:
+        await here.catalog.forget_answers(_iso(now - _KEPT))
+        kept = None
+    if kept is None:
+        # Of two that come at once both do the work, which is the same photos twice: that changes
+        # nothing. The first to have done it decides what both are answered.
+        done = await _keep_all(here, request, name, photos)
+        if any(result.status >= 500 for result in done.results):
+            return _uploaded(done)  # worth another try
+        mine = KeptAnswer(
+            key=key,
+            fingerprint=fingerprint,
+            status=_status(done),
+            answer=done.model_dump(mode="json"),
+            created_at=_iso(now),
+        )
+        kept = await here.catalog.keep_answer(mine)
+        if kept == mine:
+            return _uploaded(done)
+    if kept.fingerprint != fingerprint:
+        raise IdempotencyKeyReused(
+            f"the {_KEY_HEADER} {key!r} came with other photos or another collection before: take a"
+            " new one for each upload"
+        )
+    return web.json_response(
+        kept.answer, status=kept.status, headers={"Idempotency-Replayed": "true"}
+    )
+
+
+async def _keep_all(
+    here: Services, request: web.Request, name: str, photos: Sequence[Photo]
+) -> UploadAnswer:
+    async def keep(photo: Photo) -> UploadResult:
+        try:
+            added = await here.indexer.add_photo(photo.data, name)
+            detail = await _detail(here, added.id)
+        except ServiceError as error:
+            if len(photos) == 1:
+                raise
+            return UploadResult(
+                status=error.status,
+                filename=photo.filename,
+                problem=problem(error, request_id(request)),
+            )
+        status = 201 if added.created else 200
+        return UploadResult(status=status, filename=photo.filename, image=detail)
+
+    return UploadAnswer(results=await asyncio.gather(*map(keep, photos)))
+
+
+def _uploaded(done: UploadAnswer) -> web.Response:
+    headers = {}
+    if len(done.results) == 1 and (image := done.results[0].image) is not None:
+        headers[hdrs.LOCATION] = f"/api/v1/images/{image.id}"
+    return answer(done, status=_status(done), headers=headers)
+
+
+def _status(done: UploadAnswer) -> int:
+    statuses = {result.status for result in done.results}
+    if any(status >= 400 for status in statuses):
+        return 207
+    return max(statuses)
+
+
+def _key(request: web.Request) -> str | None:
+    key = request.headers.get(_KEY_HEADER)
+    if key is None or (0 < len(key) <= _MAX_KEY and key.isascii() and key.isprintable()):
+        return key
+    detail = f"it must have 1 to {_MAX_KEY} printable characters of ASCII"
+    raise InvalidFields([FieldProblem(where="header", name=_KEY_HEADER, detail=detail)])
+
+
+def _fingerprint(name: str, photos: Sequence[Photo]) -> str:
+    hashes = [hashlib.sha256(photo.data).hexdigest() for photo in photos]
+    return hashlib.sha256(json.dumps([name, hashes]).encode()).hexdigest()
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds")
+
+
+async def list_images(request: web.Request) -> web.Response:
+    """The photos of a collection, page by page in the order of their ids."""
+    wanted = read_query(request, ImagesQuery)
+    name = wanted.collection or request.app[SETTINGS].default_table
+    after = 0
+    if wanted.cursor is not None:
+        [after] = decode_cursor(wanted.cursor, (int,), wanted)
+    with in_time(request):
+        catalog = services(request).catalog
+        collection = await catalog.collection(name)
+        if collection is None:
+            raise NotFound(f"there is no collection {name!r}")
+        images = await catalog.list_images(
+            collection.id,
+            state=wanted.state,
+            label=wanted.label,
+            after=after,
+            limit=wanted.limit + 1,
+        )
+    cursor = None
+    if len(images) > wanted.limit:
+        images = images[: wanted.limit]
+        cursor = encode_cursor((images[-1].id,), wanted)
+    items = [image_summary(image, name) for image in images]
+    return answer(ImageList(items=items, next_cursor=cursor))
+
+
+async def get_image(request: web.Request) -> web.Response:
+    """One photo with its objects."""
+    image_id = path_id(request)
+    with in_time(request):
+        return answer(await _detail(services(request), image_id))
+
+
+async def delete_image(request: web.Request) -> web.Response:
+    """Takes a photo out; the file of an upload is removed, one of a folder is not touched."""
+    image_id = path_id(request)
+    with in_time(request):
+        if not await services(request).indexer.remove_photo(image_id):
+            raise _missing(image_id)
+    return web.Response(status=204)
+
+
+async def image_file(request: web.Request) -> web.StreamResponse:
+    """The photo's file, as it is."""
+    image_id = path_id(request)
+    with in_time(request):
+        image, _ = await _image(services(request), image_id)
+    return await send_photo(request, image.path)
+
+
+async def thumbnail(request: web.Request) -> web.Response:
+    """A small, upright copy of a photo, of the best type that the client takes."""
+    image_id = path_id(request)
+    size = read_query(request, ThumbnailQuery).size
+    media_type = thumbnail_type(request.headers.get(hdrs.ACCEPT))
+    with in_time(request):
+        here = services(request)
+        image, _ = await _image(here, image_id)
+        if image.state != "indexed":
+            raise NotFound(f"photo {image_id} could not be indexed and has no thumbnail")
+        tag = f"{image.sha256[:32]}-{size}-{media_type.partition('/')[2]}"
+        headers = {
+            # The id may come to mean other bytes, when the file is replaced and loaded again.
+            "Cache-Control": "private, max-age=300",
+            hdrs.ETAG: f'"{tag}"',
+            hdrs.VARY: hdrs.ACCEPT,
+            "X-Content-Type-Options": "nosniff",
+        }
+        if is_known(request, tag):
+            return web.Response(status=304, headers=headers)
+        try:
+            data = await here.thumbnails.get(image.path, image.sha256, size, media_type)
+        except TimeoutError:
+            raise Unavailable("the thumbnail was not made in time: try again later") from None
+    return web.Response(body=data, headers=headers | {hdrs.CONTENT_TYPE: media_type})
+
+
+async def image_duplicates(request: web.Request) -> web.Response:
+    """The photos of the same collection that show the same."""
+    image_id = path_id(request)
+    wanted = read_query(request, DuplicatesQuery)
+    with in_time(request):
+        here = services(request)
+        _, collection = await _image(here, image_id)
+        found = await here.duplicates.of_image(
+            image_id, max_distance=wanted.max_distance, max_bits=wanted.max_bits
+        )
+    items = [
+        Duplicate(
+            image=image_summary(each.image, collection.name),
+            exact=each.exact,
+            bits=each.bits,
+            distance=each.distance,
+        )
+        for each in found
+    ]
+    return answer(DuplicateList(items=items))
+
+
+async def _detail(here: Services, image_id: int) -> ImageDetail:
+    image, collection = await _image(here, image_id)
+    objects = await here.catalog.objects_of_images([image_id])
+    return image_detail(image, collection.name, objects.get(image_id, []))
+
+
+async def _image(here: Services, image_id: int) -> tuple[Image, Collection]:
+    found = await here.catalog.images_by_id([image_id])
+    if found and found[0].state in ("indexed", "failed"):
+        collection = await here.catalog.collection_by_id(found[0].collection_id)
+        if collection is not None and collection.state == "ready":
+            return found[0], collection
+    raise _missing(image_id)
+
+
+def _missing(image_id: int) -> NotFound:
+    return NotFound(f"there is no photo {image_id}")
+
+
+_BINARY: Final[dict[str, Any]] = {"type": "string", "format": "binary"}
+_ID: Final = (
+    Parameter(
+        "id", "of the photo", {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}, required=True
+    ),
+)
+_IF_NONE_MATCH: Final = Parameter(
+    "If-None-Match", "ETag of what the client has", {"type": "string", "pattern": '^"[0-9a-z-]+"$'}
+)
+
+OPERATIONS: Final = (
+    Operation(
+        "POST",
+        "/api/v1/images",
+        upload_images,
+        f"Keep and index up to {MAX_UPLOADS} photos",
+        answer=UploadAnswer,
+        status=201,
+        also={200: UploadAnswer, 207: UploadAnswer},
+        query=UploadQuery,
+        headers=(
+            Parameter(
+                _KEY_HEADER,
+                "a word of the client's for this upload: sent again with it, within a day, it is"
+                " answered as the first time",
+                {"type": "string", "minLength": 1, "maxLength": _MAX_KEY, "pattern": "^[!-~]+$"},
+            ),
+        ),
+        form=(
+            Parameter(
+                PHOTO_FIELD,
+                "the photos, a part each",
+                {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": MAX_UPLOADS},
+                required=True,
+            ),
+        ),
+        body=FetchBody,
+        errors=(400, 403, 404, 409, 413, 415, 422, 500, 502, 503),
+        problems=True,
+        tag="images",
+    ),
+    Operation(
+        "GET",
+        "/api/v1/images",
+        list_images,
+        "The photos of a collection",
+        answer=ImageList,
+        query=ImagesQuery,
+        errors=(400, 403, 404, 503),
+        problems=True,
+        tag="images",
+    ),
+    Operation(
+        "GET",
+        "/api/v1/images/{id}",
+        get_image,
+        "One photo with its objects",
+        answer=ImageDetail,
+        path_parameters=_ID,
+        errors=(400, 403, 404, 503),
+        problems=True,
+        tag="images",
+    ),
+    Operation(
+        "DELETE",
+        "/api/v1/images/{id}",
+        delete_image,
+        "Take a photo out; the file of an upload is removed, one of a folder stays",
+        answer=None,
+        status=204,
+        path_parameters=_ID,
+        errors=(400, 403, 404, 409, 500, 503),
+        problems=True,
+        tag="images",
+    ),
+    Operation(
+        "GET",
+        "/api/v1/images/{id}/file",
+        image_file,
+        "The photo's file",
+        answer=_BINARY,
+        also={304: None},
+        media_types=("image/*",),
+        path_parameters=_ID,
+        headers=(_IF_NONE_MATCH,),
+        errors=(400, 403, 404, 503),
+        problems=True,
+        tag="images",
+    ),
+    Operation(
+        "GET",
+        "/api/v1/images/{id}/thumbnail",
+        thumbnail,
+        "A small, upright copy of the photo",
+        answer=_BINARY,
+        also={304: None},
+        media_types=("image/avif", "image/webp", "image/jpeg"),
+        path_parameters=_ID,
+        query=ThumbnailQuery,
+        headers=(_IF_NONE_MATCH,),
+        errors=(400, 403, 404, 413, 415, 503),
+        problems=True,
+        tag="images",
+    ),
+    Operation(
+        "GET",
+        "/api/v1/images/{id}/duplicates",
+        image_duplicates,
+        "The photos of the same collection that show the same",
+        answer=DuplicateList,
+        path_parameters=_ID,
+        query=DuplicatesQuery,
+        errors=(400, 403, 404, 409, 500, 503),
+        problems=True,
+        tag="images",
+    ),
+)

@@ -1,0 +1,195 @@
+"""`/api/v1/loads`: folders on their way into collections."""
+
+import asyncio
+from typing import Final
+
+from aiohttp import hdrs, web
+from aiohttp_sse import sse_response
+
+from backend.errors import NotFound
+from backend.http.openapi import Operation, Parameter
+from backend.http.services import SETTINGS, UNHURRIED, Services, in_time, services
+from backend.http.v1.presenting import answer, load_detail, load_row
+from backend.http.v1.requests import (
+    decode_cursor,
+    encode_cursor,
+    path_id,
+    read_json,
+    read_query,
+)
+from backend.http.v1.schemas import LoadDetail, LoadList, LoadsQuery, NewLoad
+
+__all__ = ["OPERATIONS"]
+
+_MAX_ID: Final = 2**63 - 1
+_NEWS_SECONDS: Final = 0.2
+"""Between two events at least: a person sees no more, and a load of small photos has hundreds."""
+
+
+async def start_load(request: web.Request) -> web.Response:
+    """Starts loading a folder; answers as soon as it runs."""
+    body = await read_json(request, NewLoad)
+    name = body.collection or request.app[SETTINGS].default_table
+    load = await services(request).indexer.start_load(body.folder, name, prune=body.prune)
+    headers = {hdrs.LOCATION: f"/api/v1/loads/{load.id}"}
+    return answer(load_detail(load), status=202, headers=headers)
+
+
+async def list_loads(request: web.Request) -> web.Response:
+    """The loads, newest first."""
+    wanted = read_query(request, LoadsQuery)
+    before = None
+    if wanted.cursor is not None:
+        [before] = decode_cursor(wanted.cursor, (int,), wanted)
+    with in_time(request):
+        here = services(request)
+        collection = None
+        if wanted.collection is not None:
+            collection = await here.catalog.collection(wanted.collection)
+            if collection is None:
+                raise NotFound(f"there is no collection {wanted.collection!r}")
+        rows = await here.catalog.loads(
+            None if collection is None else collection.id, before=before, limit=wanted.limit + 1
+        )
+    cursor = None
+    if len(rows) > wanted.limit:
+        rows = rows[: wanted.limit]
+        cursor = encode_cursor((rows[-1].id,), wanted)
+    items = []
+    for row in rows:
+        live = here.indexer.active_load(row.id)
+        items.append(load_row(row) if live is None else load_detail(live, failures=False))
+    return answer(LoadList(items=items, next_cursor=cursor))
+
+
+async def get_load(request: web.Request) -> web.Response:
+    """One load."""
+    with in_time(request):
+        return answer(await _detail(services(request), path_id(request)))
+
+
+async def load_events(request: web.Request) -> web.StreamResponse:
+    """How a load goes, as it goes: server-sent events."""
+    request[UNHURRIED] = True
+    here, load_id = services(request), path_id(request)
+    with in_time(request):
+        detail = await _detail(here, load_id)
+    load = here.indexer.active_load(load_id)
+    async with sse_response(request) as stream:
+        while load is not None and load.state == "running":
+            known = load.version
+            await stream.send(load_detail(load).model_dump_json(), event="progress")
+            await asyncio.sleep(_NEWS_SECONDS)
+            await load.next_change(known)
+        if load is not None:
+            detail = load_detail(load)
+        await stream.send(detail.model_dump_json(), event="end")
+    return stream
+
+
+async def cancel_load(request: web.Request) -> web.Response:
+    """Ends a load at a safe point; what it has indexed stays."""
+    load_id = path_id(request)
+    with in_time(request):
+        here = services(request)
+        detail = await _detail(here, load_id)
+        load = here.indexer.active_load(load_id)
+        if load is None or load.state != "running":
+            return answer(detail)  # it has ended: nothing is left to be done
+        await here.indexer.cancel_load(load)
+        return answer(load_detail(load))
+
+
+async def resume_load(request: web.Request) -> web.Response:
+    """Goes on with a load that has ended: what is indexed and unchanged is passed over."""
+    load_id = path_id(request)
+    await _detail(services(request), load_id)
+    return answer(load_detail(await services(request).indexer.resume_load(load_id)))
+
+
+async def _detail(here: Services, load_id: int) -> LoadDetail:
+    live = here.indexer.active_load(load_id)
+    if live is not None:
+        return load_detail(live)
+    row = await here.catalog.load(load_id)
+    if row is None:
+        raise NotFound(f"there is no load {load_id}")
+    return load_row(row)
+
+
+_ID: Final = (
+    Parameter(
+        "id", "of the load", {"type": "integer", "minimum": 1, "maximum": _MAX_ID}, required=True
+    ),
+)
+
+OPERATIONS: Final = (
+    Operation(
+        "POST",
+        "/api/v1/loads",
+        start_load,
+        "Load a folder of photos, recursively",
+        answer=LoadDetail,
+        status=202,
+        body=NewLoad,
+        errors=(400, 403, 409, 413, 415, 500, 503),
+        problems=True,
+        tag="loads",
+    ),
+    Operation(
+        "GET",
+        "/api/v1/loads",
+        list_loads,
+        "The loads, newest first",
+        answer=LoadList,
+        query=LoadsQuery,
+        errors=(400, 403, 404, 503),
+        problems=True,
+        tag="loads",
+    ),
+    Operation(
+        "GET",
+        "/api/v1/loads/{id}",
+        get_load,
+        "One load: counts, rate, failures",
+        answer=LoadDetail,
+        path_parameters=_ID,
+        errors=(400, 403, 404, 503),
+        problems=True,
+        tag="loads",
+    ),
+    Operation(
+        "GET",
+        "/api/v1/loads/{id}/events",
+        load_events,
+        "How a load goes: events `progress`, and at its end `end`, with the load as data",
+        answer={"type": "string"},
+        media_types=("text/event-stream",),
+        path_parameters=_ID,
+        errors=(400, 403, 404, 503),
+        problems=True,
+        tag="loads",
+    ),
+    Operation(
+        "POST",
+        "/api/v1/loads/{id}/cancel",
+        cancel_load,
+        "End a load at a safe point; what it has indexed stays",
+        answer=LoadDetail,
+        path_parameters=_ID,
+        errors=(400, 403, 404, 503),
+        problems=True,
+        tag="loads",
+    ),
+    Operation(
+        "POST",
+        "/api/v1/loads/{id}/resume",
+        resume_load,
+        "Go on with a load that has ended",
+        answer=LoadDetail,
+        path_parameters=_ID,
+        errors=(400, 403, 404, 409, 500, 503),
+        problems=True,
+        tag="loads",
+    ),
+)

@@ -1,0 +1,122 @@
+"""Makes answers of what the services know."""
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from backend.http.v1 import schemas
+from backend.indexing import Load
+from backend.storage.catalog import Image, LoadRow, NewObject, ObjectPlace
+
+__all__ = [
+    "answer",
+    "detections",
+    "image_detail",
+    "image_summary",
+    "load_detail",
+    "load_row",
+    "object_detail",
+]
+
+
+def answer(body: BaseModel, *, status: int = 200, headers: Any = None) -> web.Response:
+    """A model as JSON."""
+    return web.Response(
+        text=body.model_dump_json(),
+        status=status,
+        headers=headers,
+        content_type="application/json",
+    )
+
+
+def detections(objects: Sequence[NewObject | ObjectPlace]) -> list[schemas.Detection]:
+    """Objects of a photo."""
+    return [schemas.Detection(label=each.label, score=each.score, box=each.box) for each in objects]
+
+
+def object_detail(place: ObjectPlace) -> schemas.ObjectDetail:
+    """An indexed object."""
+    return schemas.ObjectDetail(id=place.id, label=place.label, score=place.score, box=place.box)
+
+
+def image_summary(image: Image, collection: str) -> schemas.ImageSummary:
+    """A photo of the collection of that name."""
+    return schemas.ImageSummary(**_of_image(image, collection))
+
+
+def image_detail(
+    image: Image, collection: str, objects: Sequence[ObjectPlace]
+) -> schemas.ImageDetail:
+    """The same with its objects."""
+    return schemas.ImageDetail(
+        **_of_image(image, collection), objects=[object_detail(each) for each in objects]
+    )
+
+
+def _of_image(image: Image, collection: str) -> dict[str, Any]:
+    return {
+        "id": image.id,
+        "collection": collection,
+        "path": image.path,
+        "sha256": image.sha256,
+        "bytes": image.size,
+        "width": image.width,
+        "height": image.height,
+        "state": image.state,
+        "error": image.error,
+    }
+
+
+def load_detail(load: Load, *, failures: bool = True) -> schemas.LoadDetail:
+    """A load of this process, with what there is to say of its speed."""
+    counts = load.counts
+    rate = left = None
+    if load.state == "running" and counts.processed:
+        started = datetime.fromisoformat(load.started_at).astimezone(UTC)
+        rate = counts.processed / max(time.time() - started.timestamp(), 1e-3)
+        left = (counts.total - counts.processed) / rate
+    return schemas.LoadDetail(
+        id=load.id,
+        collection=load.collection.name,
+        folder=load.root,
+        prune=load.prune,
+        state=load.state,
+        waiting_for=load.waiting_for,
+        counts=_counts({**vars(counts), "processed": counts.processed}),
+        photos_per_second=rate,
+        seconds_left=left,
+        started_at=load.started_at,
+        finished_at=load.finished_at,
+        error=load.error,
+        failures=[
+            schemas.Failure(path=each.path, reason=each.reason)
+            for each in (load.failures if failures else ())
+        ],
+    )
+
+
+def load_row(row: LoadRow) -> schemas.LoadDetail:
+    """A load of a process before this one, as the catalog keeps it."""
+    counts = dict(row.counts)
+    done = sum(counts.get(name, 0) for name in ("indexed", "unchanged", "failed"))
+    return schemas.LoadDetail(
+        id=row.id,
+        collection=row.collection,
+        folder=row.root,
+        prune=row.prune,
+        state=row.state,
+        counts=_counts({**counts, "processed": done}),
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        error=row.error,
+        failures=[],
+    )
+
+
+def _counts(counts: dict[str, Any]) -> schemas.LoadCounts:
+    names = schemas.LoadCounts.model_fields
+    return schemas.LoadCounts(**{name: cast(int, counts.get(name, 0)) for name in names})

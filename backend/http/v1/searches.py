@@ -1,0 +1,404 @@
+"""`/api/v1/search`, `/api/v1/queries` and `/api/v1/detect`."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from aiohttp import hdrs, web
+from numpy.typing import NDArray
+
+from backend.errors import InvalidInput, NotFound, ServiceError
+from backend.files import read_photo_file
+from backend.http.files import is_known
+from backend.http.multipart import Photo
+from backend.http.openapi import Operation, Parameter
+from backend.http.problems import problem
+from backend.http.request_ids import request_id
+from backend.http.services import SETTINGS, Services, in_time, services
+from backend.http.v1.presenting import (
+    answer,
+    detections,
+    image_summary,
+    object_detail,
+)
+from backend.http.v1.requests import (
+    PHOTO_FIELD,
+    InvalidFields,
+    decode_cursor,
+    encode_cursor,
+    read_photo,
+    read_photos,
+    read_query,
+    read_region,
+)
+from backend.http.v1.schemas import (
+    MAX_BATCH,
+    Batch,
+    BatchResult,
+    Detected,
+    FetchBody,
+    FieldProblem,
+    Hit,
+    Match,
+    QueryPhoto,
+    SearchAnswer,
+    SearchOptions,
+    SearchQuery,
+)
+from backend.queries import QueryPhoto as KeptPhoto
+from backend.searching import HitPage, Position, Wanted
+from backend.storage.catalog import Collection, Image, ObjectPlace
+from backend.vision.decode import CONTENT_TYPES, SNIFF_BYTES, sniff
+
+__all__ = ["OPERATIONS"]
+
+_MAX_QUERY_OBJECTS: Final = 32
+"""Objects of a query photo that are searched for, best score first."""
+
+
+@dataclass(frozen=True)
+class _Query:
+    """What is searched with: vectors, what of the photo they are, and what to leave out.
+
+    `collection` is where the photo itself is, if it is indexed.
+    """
+
+    photo: QueryPhoto
+    vectors: NDArray[np.float32]
+    collection: str | None = None
+    own_images: tuple[int, ...] = ()
+
+
+async def search_photo(request: web.Request) -> web.Response:
+    """Searches with a photo that is sent or named by a URL."""
+    options = read_query(request, SearchOptions)
+    data = await read_photo(request)
+    with in_time(request):
+        return answer(await _search_photo(services(request), request, options, data))
+
+
+async def search_again(request: web.Request) -> web.Response:
+    """Searches with what is on the server: a query photo, an indexed photo or object."""
+    wanted = read_query(request, SearchQuery)
+    given = {"query": wanted.query, "image_id": wanted.image_id, "object_id": wanted.object_id}
+    if sum(value is not None for value in given.values()) != 1:
+        raise InvalidFields(
+            [
+                FieldProblem(
+                    where="query",
+                    name="query",
+                    detail="give exactly one of query, image_id and object_id",
+                )
+            ]
+        )
+    with in_time(request):
+        here = services(request)
+        if wanted.query is not None:
+            kept = await here.queries.get(wanted.query)
+            query = await _of_photo(here, request, wanted, kept)
+        elif wanted.image_id is not None:
+            query = await _of_image(here, request, wanted, wanted.image_id)
+        else:
+            assert wanted.object_id is not None
+            query = await _of_object(here, wanted, wanted.object_id)
+        return answer(await _search(here, request, wanted, query))
+
+
+async def search_batch(request: web.Request) -> web.Response:
+    """Searches with each of several photos; what is wrong with one is the others' no concern."""
+    options = read_query(request, SearchOptions)
+    if options.cursor is not None:
+        detail = "pages of a single search have cursors: go on with GET /api/v1/search?query="
+        raise InvalidFields([FieldProblem(where="query", name="cursor", detail=detail)])
+    photos = await read_photos(request, at_most=MAX_BATCH)
+    here = services(request)
+
+    async def one(photo: Photo) -> BatchResult:
+        try:
+            found = await _search_photo(here, request, options, photo.data)
+        except ServiceError as error:
+            told = problem(error, request_id(request))
+            return BatchResult(filename=photo.filename, problem=told)
+        return BatchResult(filename=photo.filename, answer=found)
+
+    with in_time(request):
+        results = await asyncio.gather(*map(one, photos))
+    return answer(Batch(results=results))
+
+
+async def detect(request: web.Request) -> web.Response:
+    """The objects of a photo, of which nothing is kept."""
+    data = await read_photo(request)
+    with in_time(request):
+        width, height, objects = await services(request).analyzer.detect(data)
+    return answer(Detected(width=width, height=height, objects=detections(objects)))
+
+
+async def query_file(request: web.Request) -> web.Response:
+    """The bytes of a query photo."""
+    query_id = request.match_info["id"]
+    headers = {
+        # An id is the SHA-256 of just these bytes.
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "X-Content-Type-Options": "nosniff",
+        hdrs.ETAG: f'"{query_id}"',
+    }
+    data = await services(request).queries.read(query_id)
+    if is_known(request, query_id):
+        return web.Response(status=304, headers=headers)
+    image_format = sniff(data[:SNIFF_BYTES])
+    assert image_format is not None  # it has been analysed
+    return web.Response(body=data, headers=headers | {"Content-Type": CONTENT_TYPES[image_format]})
+
+
+async def _search_photo(
+    here: Services, request: web.Request, options: SearchOptions, data: bytes
+) -> SearchAnswer:
+    kept = await here.queries.keep(data)
+    return await _search(here, request, options, await _of_photo(here, request, options, kept))
+
+
+async def _of_photo(
+    here: Services, request: web.Request, options: SearchOptions, kept: KeptPhoto
+) -> _Query:
+    photo = kept.photo
+    searched, vectors = await _choice(here, options, len(photo.objects), kept.data)
+    if vectors is None:
+        vectors = photo.embeddings[searched]
+    own: tuple[int, ...] = ()
+    if options.exclude_self:
+        name = options.collection or request.app[SETTINGS].default_table
+        if (collection := await here.catalog.collection(name)) is not None:
+            own = await _same_bytes(here, collection, kept.id)
+    shown = QueryPhoto(
+        id=kept.id,
+        width=photo.width,
+        height=photo.height,
+        objects=detections(photo.objects),
+        searched=searched,
+    )
+    return _Query(shown, vectors, own_images=own)
+
+
+async def _of_image(
+    here: Services, request: web.Request, options: SearchOptions, image_id: int
+) -> _Query:
+    image, collection = await _indexed(here, image_id)
+    objects = (await here.catalog.objects_of_images([image_id])).get(image_id, [])
+    data = None
+    if options.region is not None:
+        limit = request.app[SETTINGS].max_file_bytes
+        try:
+            data = await asyncio.to_thread(read_photo_file, image.path, limit)
+        except OSError as error:
+            raise NotFound(
+                f"the photo is indexed, but its file cannot be read: {error.strerror}"
+            ) from None
+    searched, vectors = await _choice(here, options, len(objects), data)
+    if vectors is None:
+        vectors = await here.searcher.object_vectors([objects[index].id for index in searched])
+    return await _of_indexed(here, options, image, collection, objects, searched, vectors)
+
+
+async def _of_object(here: Services, options: SearchOptions, object_id: int) -> _Query:
+    if options.object or options.region is not None:
+        detail = "an object is searched for as it is: give image_id to choose others, or a region"
+        raise InvalidFields([FieldProblem(where="query", name="object_id", detail=detail)])
+    place = (await here.catalog.places([object_id])).get(object_id)
+    if place is None:
+        raise NotFound(f"there is no indexed object {object_id}")
+    image, collection = await _indexed(here, place.image_id)
+    objects = (await here.catalog.objects_of_images([image.id])).get(image.id, [])
+    searched = [index for index, each in enumerate(objects) if each.id == object_id]
+    vectors = await here.searcher.object_vectors([object_id])
+    return await _of_indexed(here, options, image, collection, objects, searched, vectors)
+
+
+async def _of_indexed(
+    here: Services,
+    options: SearchOptions,
+    image: Image,
+    collection: Collection,
+    objects: Sequence[ObjectPlace],
+    searched: list[int],
+    vectors: NDArray[np.float32],
+) -> _Query:
+    own: tuple[int, ...] = ()
+    if options.exclude_self is not False and options.collection in (None, collection.name):
+        own = (image.id, *await _same_bytes(here, collection, image.sha256))
+    shown = QueryPhoto(
+        image_id=image.id,
+        width=image.width,
+        height=image.height,
+        objects=detections(objects),
+        searched=searched,
+    )
+    return _Query(shown, vectors, collection.name, own)
+
+
+async def _choice(
+    here: Services, options: SearchOptions, objects: int, data: bytes | None
+) -> tuple[list[int], NDArray[np.float32] | None]:
+    """Which of a photo's objects are searched for; of a region, its vector instead."""
+    if options.region is not None:
+        if options.object:
+            detail = "give object or region, not both"
+            raise InvalidFields([FieldProblem(where="query", name="region", detail=detail)])
+        assert data is not None
+        box = read_region(options.region)
+        return [], await here.analyzer.embed_region(data, box)
+    if not options.object:
+        return list(range(min(objects, _MAX_QUERY_OBJECTS))), None
+    for index in options.object:
+        if index >= objects:
+            detail = f"the query photo has {objects} objects, counted from 0: there is no {index}"
+            raise InvalidFields([FieldProblem(where="query", name="object", detail=detail)])
+    return list(dict.fromkeys(options.object)), None
+
+
+async def _search(
+    here: Services, request: web.Request, options: SearchOptions, query: _Query
+) -> SearchAnswer:
+    settings = request.app[SETTINGS]
+    name = options.collection or query.collection or settings.default_table
+    if options.match == "all" and options.group_by == "object":
+        raise InvalidInput("match=all ranks photos: it does not go with group_by=object")
+    after, identity = None, {"searched": query.photo.id or query.photo.image_id}
+    if options.cursor is not None:
+        kinds = (float, int, int)
+        distance, hit_id, seen = decode_cursor(options.cursor, kinds, options, **identity)
+        after = Position(distance, hit_id, seen)
+    wanted = Wanted(
+        labels=tuple(dict.fromkeys(options.label)),
+        min_score=options.min_score,
+        min_area=options.min_area,
+        max_distance=options.max_distance,
+        exclude_images=query.own_images,
+        match=options.match,
+        group_by=options.group_by,
+    )
+    page = await here.searcher.find(
+        name, query.vectors, wanted, options.top_k or settings.top_k, after
+    )
+    cursor = None
+    if page.next is not None:
+        position = (float(page.next.distance), page.next.id, page.next.seen)
+        cursor = encode_cursor(position, options, **identity)
+    return SearchAnswer(
+        collection=name,
+        query=query.photo,
+        hits=await _hits(here, name, query.photo.searched, page),
+        next_cursor=cursor,
+    )
+
+
+async def _hits(here: Services, name: str, searched: list[int], page: HitPage) -> list[Hit]:
+    ids = {hit.matches[0].object.image_id for hit in page.hits}
+    images = {image.id: image for image in await here.catalog.images_by_id(sorted(ids))}
+    return [
+        Hit(
+            distance=hit.distance,
+            image=image_summary(images[hit.matches[0].object.image_id], name),
+            matches=[
+                Match(
+                    query_object=searched[match.query] if searched else None,
+                    distance=match.distance,
+                    object=object_detail(match.object),
+                )
+                for match in hit.matches
+            ],
+        )
+        for hit in page.hits
+        if hit.matches[0].object.image_id in images  # not deleted meanwhile
+    ]
+
+
+async def _indexed(here: Services, image_id: int) -> tuple[Image, Collection]:
+    found = await here.catalog.images_by_id([image_id])
+    if found and found[0].state == "indexed":
+        collection = await here.catalog.collection_by_id(found[0].collection_id)
+        if collection is not None and collection.state == "ready":
+            return found[0], collection
+    raise NotFound(f"there is no indexed photo {image_id}")
+
+
+async def _same_bytes(here: Services, collection: Collection, sha256: str) -> tuple[int, ...]:
+    found = await here.catalog.images_by_sha256(collection.id, [sha256])
+    return tuple(image.id for image in found.get(sha256, ()))
+
+
+_BINARY: Final = {"type": "string", "format": "binary"}
+_PHOTO: Final = Parameter(PHOTO_FIELD, "the photo", _BINARY, required=True)
+_PHOTOS: Final = Parameter(
+    PHOTO_FIELD,
+    "the photos, a part each",
+    {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": MAX_BATCH},
+    required=True,
+)
+_OF_PHOTO: Final = (400, 403, 409, 413, 415, 500, 502, 503)
+
+OPERATIONS: Final = (
+    Operation(
+        "POST",
+        "/api/v1/search",
+        search_photo,
+        "Search with a photo that is sent, or fetched from a URL",
+        answer=SearchAnswer,
+        query=SearchOptions,
+        form=(_PHOTO,),
+        body=FetchBody,
+        errors=(404, *_OF_PHOTO),
+        problems=True,
+        tag="search",
+    ),
+    Operation(
+        "GET",
+        "/api/v1/search",
+        search_again,
+        "Search with an earlier query photo, an indexed photo or an indexed object",
+        answer=SearchAnswer,
+        query=SearchQuery,
+        errors=(400, 403, 404, 409, 500, 503),
+        problems=True,
+        tag="search",
+    ),
+    Operation(
+        "POST",
+        "/api/v1/search/batch",
+        search_batch,
+        f"Search with each of up to {MAX_BATCH} photos",
+        answer=Batch,
+        query=SearchOptions,
+        form=(_PHOTOS,),
+        errors=(404, *_OF_PHOTO),
+        problems=True,
+        tag="search",
+    ),
+    Operation(
+        "GET",
+        "/api/v1/queries/{id}/file",
+        query_file,
+        "The file of a query photo",
+        answer=_BINARY,
+        also={304: None},
+        media_types=("image/*",),
+        path_parameters=(Parameter("id", "as `query.id` of an answer"),),
+        errors=(403, 404, 503),
+        problems=True,
+        tag="search",
+    ),
+    Operation(
+        "POST",
+        "/api/v1/detect",
+        detect,
+        "The objects of a photo, of which nothing is kept",
+        answer=Detected,
+        form=(_PHOTO,),
+        body=FetchBody,
+        errors=_OF_PHOTO,
+        problems=True,
+        tag="search",
+    ),
+)

@@ -1,0 +1,28 @@
+"""The small pair of models in this process, without any store."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from backend.analysis import PhotoAnalyzer
+from backend.metrics import Metrics
+from backend.serving.models import Detector, Embedder
+from backend.serving.onnx import OnnxServer
+from backend.settings import Settings
+from tests.service import SMALL_PAIR
+
+
+@asynccontextmanager
+async def open_analyzer(figures: Metrics) -> AsyncIterator[PhotoAnalyzer]:
+    """An analyzer of photos of up to a million pixels; what it does is counted in `figures`."""
+    server = OnnxServer(Settings().model_repository)
+    analyzer = PhotoAnalyzer(
+        Detector(await server.load(SMALL_PAIR["DETECTOR_MODEL"])),
+        Embedder(await server.load(SMALL_PAIR["EMBEDDER_MODEL"])),
+        figures,
+        engine_name=server.engine_name,
+        whole_image="fallback",
+        max_pixels=10**6,
+    )
+    yield analyzer
+    await analyzer.close()
+    await server.close()

@@ -103,9 +103,31 @@ export class ApiError extends Error {
     this.retryAfter = retryAfter;
   }
 
+  /** Whether what was asked for is not there. */
+  get missing() {
+    return this.status === 404;
+  }
+
   /** Whether the same may work later. */
   get passing() {
     return this.status === 0 || this.status === 503 || this.status === 429;
+  }
+}
+
+/**
+ * What a list of a collection holds that may not be there yet: it is made with its first photo.
+ * @template {{items: unknown[], next_cursor: string | null}} List
+ * @param {Promise<List>} asked
+ * @returns {Promise<List>}
+ */
+async function orEmpty(asked) {
+  try {
+    return await asked;
+  } catch (error) {
+    if (error instanceof ApiError && error.missing) {
+      return /** @type {List} */ ({ items: [], next_cursor: null });
+    }
+    throw error;
   }
 }
 
@@ -228,7 +250,7 @@ export const api = {
    * @param {AbortSignal} [signal]
    * @returns {Promise<ImageList>}
    */
-  images: (query, signal) => call("GET", "images", { query, signal }),
+  images: (query, signal) => orEmpty(call("GET", "images", { query, signal })),
 
   /**
    * @param {number} id
@@ -275,7 +297,7 @@ export const api = {
    * @param {Query} query
    * @returns {Promise<{items: LoadDetail[], next_cursor: string | null}>}
    */
-  loads: (query) => call("GET", "loads", { query }),
+  loads: (query) => orEmpty(call("GET", "loads", { query })),
 
   /**
    * @param {number} id

@@ -615,7 +615,7 @@ class QueryPanel {
   /** @param {SearchAnswer["query"]} query @param {State} state */
   #mark(query, state) {
     const searched = new Set(query.searched);
-    const all = !state.region && searched.size === query.objects.length;
+    const all = !state.region && state.object.length === 0 && state.like === null;
     this.stage.element.classList.toggle("alone", searched.size === 1 && query.objects.length > 1);
     this.all.setAttribute("aria-pressed", String(all));
     this.all.hidden = query.objects.length < 2 && !state.region;

@@ -102,9 +102,12 @@ export class Upload {
       try {
         const { results } = await api.upload(batch, this.collection, key, this.stop.signal);
         this.waiting = null;
+        /** @type {File[]} */
+        const again = [];
         results.forEach(({ status, problem }, i) => {
           if (status === 201) this.added += 1;
           else if (status === 200) this.known += 1;
+          else if (status === 503) again.push(batch[i]);
           else {
             this.failures.push({
               path: batch[i].name,
@@ -112,7 +115,12 @@ export class Upload {
             });
           }
         });
+        if (again.length > 0) {
+          this.batches.push(again);
+          this.waiting = results.find(({ status }) => status === 503)?.problem?.detail ?? null;
+        }
         this.onChange();
+        if (again.length > 0) await pause(PAUSE_SECONDS * 1000, this.stop.signal);
         return;
       } catch (error) {
         if (isAborted(error)) return;

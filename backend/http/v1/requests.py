@@ -34,8 +34,8 @@ _Where = Literal["path", "query", "header", "body"]
 PHOTO_FIELD: Final = "image"
 _JSON: Final = "application/json"
 _MAX_ID: Final = 2**63 - 1
-_CHANGES: Final = frozenset({"cursor"})
-"""Parameters that differ from page to page."""
+_CHANGES: Final = frozenset({"cursor", "limit", "top_k"})
+"""Parameters that may differ from page to page."""
 
 
 class InvalidFields(InvalidInput):

@@ -6,7 +6,7 @@ Distances are squared L2 of unit vectors, 2 - 2 cos: 0 for the same, 4 for oppos
 
 from typing import Annotated, Final, Literal
 
-from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AnyHttpUrl, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from backend.names import MAX_NAME_LENGTH, NAME_PATTERN
 from backend.settings import MAX_TOP_K
@@ -214,7 +214,7 @@ class UploadAnswer(_Answer):
 class ThumbnailQuery(_Request):
     """How large a thumbnail is to be."""
 
-    size: Literal[128, 256, 512, 1024] = Field(
+    size: Annotated[Literal[128, 256, 512, 1024], BeforeValidator(int)] = Field(
         256, description="pixels that neither side exceeds; the photo's proportions are kept"
     )
 

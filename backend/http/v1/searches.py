@@ -265,10 +265,13 @@ async def _search(
     name = options.collection or query.collection or settings.default_table
     if options.match == "all" and options.group_by == "object":
         raise InvalidInput("match=all ranks photos: it does not go with group_by=object")
-    after, identity = None, {"searched": query.photo.id or query.photo.image_id}
+    # A photo that was sent is gone on with by its id: both make the same list.
+    asked = SearchOptions(**options.model_dump(include=set(SearchOptions.model_fields)))
+    identity = {"of": name, "by": query.photo.id or query.photo.image_id}
+    after = None
     if options.cursor is not None:
         kinds = (float, int, int)
-        distance, hit_id, seen = decode_cursor(options.cursor, kinds, options, **identity)
+        distance, hit_id, seen = decode_cursor(options.cursor, kinds, asked, **identity)
         after = Position(distance, hit_id, seen)
     wanted = Wanted(
         labels=tuple(dict.fromkeys(options.label)),
@@ -285,7 +288,7 @@ async def _search(
     cursor = None
     if page.next is not None:
         position = (float(page.next.distance), page.next.id, page.next.seen)
-        cursor = encode_cursor(position, options, **identity)
+        cursor = encode_cursor(position, asked, **identity)
     return SearchAnswer(
         collection=name,
         query=query.photo,

@@ -83,8 +83,8 @@ async def upload(request: web.Request) -> web.Response:
     else:
         raise InvalidInput(f"{_missing_photo(request)}, or a 'url' to fetch it from")
     with in_time(request):
-        image_id = await services(request).indexer.add_photo(data, table)
-    return web.json_response(f"Successfully loaded data: {image_id}")
+        photo = await services(request).indexer.add_photo(data, table)
+    return web.json_response(f"Successfully loaded data: {photo.id}")
 
 
 async def drop(request: web.Request) -> web.Response:

@@ -651,7 +651,26 @@ async def test_places_are_those_of_indexed_photos_alone(catalog: Catalog) -> Non
     place = places[objects[0]]
     assert (place.image_id, place.path, place.label) == (stored[0].id, "/indexed", "cat")
     assert (place.score, place.box) == (0.75, (1.0, 2.0, 30.5, 40.25))
+    assert (place.sha256, place.width, place.height) == ("cd" * 32, 640, 480)
+    assert await catalog.collections_of_objects([*objects, 10**9]) == {objects[0]: collection.id}
     assert await catalog.object_ids(collection.id) == {objects[0]}
+
+
+async def test_labels_are_those_of_the_collections_indexed_photos_to_the_letter(
+    catalog: Catalog,
+) -> None:
+    one, two = await ensure(catalog, "one"), await ensure(catalog, "two")
+    labels = ["cat", "cat ", "Dog", "é", "it's", '" or 1=1 --', ""]
+    await index(catalog, one, ["/a", "/b"], [NewObject(label, 0.5, CAT.box) for label in labels])
+    await index(catalog, two, ["/a"], [NewObject("bus", 0.5, CAT.box)])
+    hidden = [NewObject("hidden", 0.5, CAT.box)]
+    await catalog.begin_images(one.id, [new_photo("/pending", hidden)])
+    others = ["bus", "hidden", "Cat", "dog", "e\u0301", "e", "it", " cat", "cat  ", "%", "' or '"]
+    assert await catalog.labels_among(one.id, [*others, *labels]) == set(labels)
+    assert await catalog.labels_among(one.id, ["cat "]) == {"cat "}
+    assert await catalog.labels_among(two.id, labels) == set()
+    assert await catalog.labels_among(two.id, ["bus"]) == {"bus"}
+    assert await catalog.labels_among(one.id, []) == set()
 
 
 async def test_the_first_key_that_is_indexed_wins(catalog: Catalog) -> None:

@@ -36,6 +36,7 @@ from backend.http.v1.requests import (
 from backend.http.v1.schemas import (
     MAX_BATCH,
     Batch,
+    BatchOptions,
     BatchResult,
     Detected,
     FetchBody,
@@ -108,10 +109,7 @@ async def search_again(request: web.Request) -> web.Response:
 
 async def search_batch(request: web.Request) -> web.Response:
     """Searches with each of several photos; what is wrong with one is the others' no concern."""
-    options = read_query(request, SearchOptions)
-    if options.cursor is not None:
-        detail = "pages of a single search have cursors: go on with GET /api/v1/search?query="
-        raise InvalidFields([FieldProblem(where="query", name="cursor", detail=detail)])
+    options = SearchOptions(**read_query(request, BatchOptions).model_dump())
     photos = await read_photos(request, at_most=MAX_BATCH)
     here = services(request)
 
@@ -373,7 +371,7 @@ OPERATIONS: Final = (
         search_batch,
         f"Search with each of up to {MAX_BATCH} photos",
         answer=Batch,
-        query=SearchOptions,
+        query=BatchOptions,
         form=(_PHOTOS,),
         errors=(404, *_OF_PHOTO),
         problems=True,

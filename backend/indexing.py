@@ -373,6 +373,7 @@ class Indexer:
                 width=analyzed.width,
                 height=analyzed.height,
                 objects=analyzed.objects,
+                phash=analyzed.phash,
             ),
             analyzed.embeddings,
         )
@@ -468,6 +469,7 @@ class Indexer:
             width=analyzed.width,
             height=analyzed.height,
             objects=analyzed.objects,
+            phash=analyzed.phash,
         )
         photo = PreparedPhoto(image, analyzed.embeddings)
         image_id = await self._writer.keep(collection, photo, path, data)

@@ -110,7 +110,7 @@ def test_the_arrows_run_one_way() -> None:
         {"settings", "logs"},
         {"vision", "serving", "storage"},
         {"analysis", "scanning", "uploads", "fetching"},
-        {"readiness", "searching"},
+        {"readiness", "searching", "duplicates"},
         {"outages"},
         {"writing"},
         {"indexing"},

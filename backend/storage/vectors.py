@@ -47,6 +47,8 @@ _MAX_LABEL_BYTES: Final = 800
 _UPSERT_BYTES: Final = 4 * 2**20
 """Of vectors in one request: above 7 MB Milvus Lite 2.5.1 takes ten times as long for each."""
 _IDS_PER_DELETE: Final = 1000
+_VECTORS_PER_QUERY: Final = 256
+"""Rows of one answer with vectors: answers are parsed on the event loop."""
 _WIDER: Final = 16
 """How many times as wide the next range of ids is, where one has held next to none."""
 _DATABASE: Final = "vectors.db"
@@ -157,6 +159,10 @@ class VectorStore(Protocol):
 
         `limit` is at most MAX_HITS.
         """
+        ...
+
+    async def vectors(self, store: str, ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+        """The vectors, float32 [D], of those of the ids that are there."""
         ...
 
     async def ids(self, store: str) -> set[int]:
@@ -347,6 +353,25 @@ class _Milvus(ABC):
             [VectorHit(hit["id"], hit["entity"]["image_id"], hit["distance"]) for hit in hits]
             for hits in answers
         ]
+
+    async def vectors(self, store: str, ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+        """See `VectorStore.vectors`."""
+        if store not in self._written:
+            # Written by a process before this one.
+            self._note(store, await self._ask("alloc_timestamp"))
+        found: dict[int, NDArray[np.float32]] = {}
+        for chunk in _chunks(ids, _VECTORS_PER_QUERY):
+            rows = await self._ask_loaded(
+                "query",
+                store,
+                expr=f"id in {_integers(chunk)}",
+                output_fields=["id", "vector"],
+                limit=len(chunk),
+                consistency_level="Customized",
+                guarantee_timestamp=self._written[store],
+            )
+            found.update((row["id"], np.asarray(row["vector"], np.float32)) for row in rows)
+        return found
 
     async def ids(self, store: str) -> set[int]:
         """See `VectorStore.ids`."""

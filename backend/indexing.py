@@ -526,6 +526,7 @@ class Indexer:
                 width=analyzed.width,
                 height=analyzed.height,
                 objects=analyzed.objects,
+                phash=analyzed.phash,
             ),
             analyzed.embeddings,
         )
@@ -628,6 +629,7 @@ class Indexer:
             width=analyzed.width,
             height=analyzed.height,
             objects=analyzed.objects,
+            phash=analyzed.phash,
         )
         photo = PreparedPhoto(image, analyzed.embeddings)
         added = await self._writer.keep(collection, photo, path, data)

@@ -122,6 +122,20 @@ async def test_a_collection_may_be_made_again_and_keeps_its_rows(
     assert await vectors.ids(store) == {1, 2, 3}
 
 
+async def test_vectors_are_given_back_as_they_were_written(vectors: Engine, store: str) -> None:
+    units = _unit(600)
+    await vectors.upsert(store, _rows(units))
+    wanted = [7, 600, 1, *range(300, 590), 601, 10**12]
+    found = await vectors.vectors(store, wanted)
+    assert set(found) == set(wanted) - {601, 10**12}
+    for id_, vector in found.items():
+        assert vector.dtype == np.float32
+        np.testing.assert_array_equal(vector, units[id_ - 1])
+    await vectors.delete(store, [7])
+    assert set(await vectors.vectors(store, [7, 8])) == {8}
+    assert await vectors.vectors(store, []) == {}
+
+
 async def test_rows_of_the_same_id_are_replaced(vectors: Engine, store: str) -> None:
     old, new = _unit(1), _unit(1, seed=9)
     await vectors.upsert(store, [ObjectVector(7, 1, "cat", 0.5, old[0])])

@@ -38,6 +38,8 @@ _log = structlog.get_logger("backend")
 
 _SHUTDOWN_SECONDS: Final = 2.0
 """Requests in flight get this long; with the loads' last commit a stop stays under 5 s."""
+_MAX_LINE_BYTES: Final = 2**16
+"""Of a request's first line: twenty labels of 200 letters, each up to twelve bytes in a URL."""
 _FORCED_STOP_SECONDS: Final = 4.0
 _EXAMPLE_PHOTO: Final = "/path/to/a/photo.jpg"
 
@@ -171,6 +173,7 @@ async def _serve(settings: Settings, options: dict[str, Any]) -> int:
         access_log=None,
         handle_signals=False,
         shutdown_timeout=_SHUTDOWN_SECONDS,
+        max_line_size=_MAX_LINE_BYTES,
         handler_cancellation=True,  # whose client has gone, does no more work
     )
     listening = False

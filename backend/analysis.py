@@ -25,6 +25,7 @@ from backend.vision.crops import crop_objects
 from backend.vision.decode import decode, read_header
 from backend.vision.detections import select_detections
 from backend.vision.letterbox import Letterbox, letterbox
+from backend.vision.perceptual_hash import perceptual_hash
 
 __all__ = ["WHOLE_IMAGE_LABEL", "AnalyzedPhoto", "PhotoAnalyzer"]
 
@@ -43,13 +44,15 @@ _WHOLE_IMAGE_SCORE: Final = 1.0
 class AnalyzedPhoto:
     """A photo's upright size in pixels, its objects, best score first, and their embeddings.
 
-    `embeddings` is float32 [N, D], a unit vector for each object.
+    `embeddings` is float32 [N, D], a unit vector for each object; `phash` the photo's perceptual
+    hash, where it has one.
     """
 
     width: int
     height: int
     objects: list[NewObject]
     embeddings: NDArray[np.float32]
+    phash: int | None
 
 
 class PhotoAnalyzer:
@@ -93,10 +96,10 @@ class PhotoAnalyzer:
         """
         async with self._place():
             with self._figures.photo_analyzing():
-                width, height, objects, crops = await self._find_objects(data)
+                width, height, objects, crops, phash = await self._find_objects(data)
         with self._figures.photo_analyzing(), self._figures.stage("embed"):
             embeddings = await self.embedder.embed(crops)
-        return AnalyzedPhoto(width, height, objects, embeddings)
+        return AnalyzedPhoto(width, height, objects, embeddings, phash)
 
     async def detect(self, data: bytes) -> tuple[int, int, list[NewObject]]:
         """The upright photo's width and height in pixels, and its objects, best score first.
@@ -106,7 +109,7 @@ class PhotoAnalyzer:
         """
         async with self._place():
             with self._figures.photo_analyzing():
-                width, height, objects, _crops = await self._find_objects(data)
+                width, height, objects, *_ = await self._find_objects(data)
         return width, height, objects
 
     @asynccontextmanager
@@ -128,11 +131,11 @@ class PhotoAnalyzer:
 
     async def _find_objects(
         self, data: bytes
-    ) -> tuple[int, int, list[NewObject], NDArray[np.uint8]]:
-        """Width, height, objects and crops; a large photo's pixels do not outlive it."""
+    ) -> tuple[int, int, list[NewObject], NDArray[np.uint8], int | None]:
+        """Width, height, objects, crops and hash; a large photo's pixels do not outlive it."""
         loop = asyncio.get_running_loop()
         with self._figures.stage("decode"):
-            photo, square, placement = await loop.run_in_executor(
+            photo, square, placement, phash = await loop.run_in_executor(
                 self._threads, self._prepare, data
             )
         with self._figures.stage("detect"):
@@ -142,7 +145,7 @@ class PhotoAnalyzer:
                 self._threads, self._cut, photo, candidates, placement
             )
         height, width = photo.shape[:2]
-        return width, height, objects, crops
+        return width, height, objects, crops, phash
 
     async def embed_objects(self, data: bytes, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Embeddings, float32 [N, D], of objects of an encoded photo that are known already.
@@ -182,6 +185,18 @@ class PhotoAnalyzer:
     def _cut_known(self, data: bytes, boxes: NDArray[np.float32]) -> NDArray[np.uint8]:
         return self._crop(decode(data, max_pixels=self._max_pixels), boxes)
 
+    async def hash_photo(self, data: bytes) -> int | None:
+        """The perceptual hash of an encoded photo, where it has one.
+
+        Raises:
+            InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`.
+        """
+        async with self._decoded:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._hash, data)
+
+    def _hash(self, data: bytes) -> int | None:
+        return perceptual_hash(decode(data, max_pixels=self._max_pixels))
+
     def check_collection(self, collection: Collection) -> None:
         """Refuses a collection whose vectors come from another embedder than the one in use.
 
@@ -201,9 +216,11 @@ class PhotoAnalyzer:
             " as it was"
         )
 
-    def _prepare(self, data: bytes) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Letterbox]:
+    def _prepare(
+        self, data: bytes
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Letterbox, int | None]:
         photo = decode(data, max_pixels=self._max_pixels)
-        return photo, *letterbox(photo, self.detector.size)
+        return photo, *letterbox(photo, self.detector.size), perceptual_hash(photo)
 
     def _cut(
         self, photo: NDArray[np.uint8], candidates: Candidates, placement: Letterbox

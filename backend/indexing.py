@@ -8,11 +8,11 @@ import asyncio
 import hashlib
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import Context
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from functools import partial
 from typing import Final, TypeVar, TypeVarTuple
 
@@ -25,6 +25,7 @@ from backend.errors import (
     Conflict,
     EngineUnavailable,
     InvalidImage,
+    NotFound,
     ServiceError,
     TooLarge,
     Unavailable,
@@ -43,12 +44,13 @@ from backend.storage.catalog import (
     NewImage,
     TouchedImage,
     path_key,
+    utc_now,
 )
 from backend.uploads import UploadFolder
 from backend.vision.decode import read_header
-from backend.writing import PhotoWriter, PreparedPhoto
+from backend.writing import AddedPhoto, PhotoWriter, PreparedPhoto
 
-__all__ = ["Failure", "Indexer", "Load", "LoadCounts"]
+__all__ = ["AddedPhoto", "Failure", "Indexer", "Load", "LoadCounts"]
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
@@ -62,13 +64,16 @@ _FILE_THREADS: Final = 4
 """Threads that read and hash files: enough to keep one disk busy."""
 _FAILURES_KEPT: Final = 1000
 """Failures that a load keeps in memory for its report; the catalog keeps all."""
+_ENDED_LOADS_KEPT: Final = 100
+"""Loads that have ended and are kept in memory with their failures."""
 _ATTEMPTS: Final = 10
+_INTERRUPTED: Final = "the service is stopping; the load goes on after its restart"
 _PATIENCE_SECONDS: Final = 300.0
 """With a step for which an engine fails again and again though it is ready in between: after so
 many attempts and so long the step, not the engine, is what is wrong."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoadCounts:
     """What has become of a folder's photos so far."""
 
@@ -85,6 +90,12 @@ class LoadCounts:
         """Photos that are done with, one way or another."""
         return self.indexed + self.unchanged + self.failed
 
+    def __add__(self, more: "LoadCounts") -> "LoadCounts":
+        """The counts of both together."""
+        return LoadCounts(
+            *(one + other for one, other in zip(astuple(self), astuple(more), strict=True))
+        )
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -96,7 +107,18 @@ class Failure:
 
 @dataclass(eq=False)
 class Load:
-    """A folder's photos on their way into a collection."""
+    """A folder's photos on their way into a collection.
+
+    What there is to tell of it changes by `add`, `wait_for` and `end` alone: each counts up
+    `version` and wakes those who await `next_change`.
+
+    Attributes:
+        photos: those that it is about, while it runs.
+        failures: the first thousand.
+        waiting_for: an engine that is away.
+        started_at: ISO 8601, UTC, like `finished_at`; of one that is gone on with, its first start.
+        error: why it has failed as a whole.
+    """
 
     id: int
     collection: Collection
@@ -104,10 +126,79 @@ class Load:
     prune: bool
     photos: Sequence[FoundPhoto]
     counts: LoadCounts
+    started_at: str = field(default_factory=utc_now)
     failures: list[Failure] = field(default_factory=list)
     state: LoadState = "running"
-    waiting_for: str | None = None  # an engine that is away
+    waiting_for: str | None = None
+    finished_at: str | None = None
+    error: str | None = None
     task: "asyncio.Task[None] | None" = None
+    version: int = 0
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _working_since: float | None = None
+    _files_read: int = 0
+
+    def add(self, more: LoadCounts, failures: Sequence[Failure] = (), *, read: int = 0) -> None:
+        """Adds to the counts; `read` of the photos' files have been read for that."""
+        self.counts += more
+        self.failures += failures[: _FAILURES_KEPT - len(self.failures)]
+        self._files_read += read
+        self._tell()
+
+    def begin(self) -> None:
+        """Its turn has come."""
+        self._working_since = asyncio.get_running_loop().time()
+
+    def wait_for(self, engine: str | None) -> None:
+        """It waits for an engine, or, with None, goes on."""
+        self.waiting_for = engine
+        self._tell()
+
+    def end(self, state: LoadState, error: str | None = None) -> None:
+        """It has ended."""
+        self.state, self.error, self.finished_at = state, error, utc_now()
+        self.waiting_for = None
+        self.photos = ()  # they may be very many, and the load is kept
+        self._tell()
+
+    def interrupt(self) -> None:
+        """It goes on after the service's restart: nothing changes any more until then."""
+        self.photos = ()
+        self._changed.set()
+
+    def _tell(self) -> None:
+        self.version += 1
+        # Whoever waits has the old one; however much changes until he is awake, he is woken once.
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def next_change(self, known: int) -> int:
+        """Returns `version` once it is above `known`: at once, where it is already.
+
+        Of a load that has ended nothing changes: it returns at once.
+
+        Raises:
+            Unavailable: the service is stopping; the load goes on after its restart.
+        """
+        while self.version <= known and self.state == "running":
+            if self._changed.is_set():
+                raise Unavailable(_INTERRUPTED)
+            await self._changed.wait()
+        return self.version
+
+    @property
+    def photos_per_second(self) -> float | None:
+        """How fast it reads photos and does what they need; None while that is not known."""
+        if self.state != "running" or self._working_since is None or not self._files_read:
+            return None
+        elapsed = asyncio.get_running_loop().time() - self._working_since
+        return self._files_read / max(elapsed, 1e-3)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long it will take yet, going on like this; None while that is not known."""
+        rate = self.photos_per_second
+        return None if rate is None else (self.counts.total - self.counts.processed) / rate
 
     async def wait(self) -> None:
         """Returns when the load is done.
@@ -140,6 +231,7 @@ class Indexer:
         self._starting = asyncio.Lock()  # one load at a time is looked up and registered
         self._turn = asyncio.Lock()  # one load at a time runs: the networks are the work
         self._active: list[Load] = []
+        self._ended: dict[int, Load] = {}  # by their ids, in the order of their ends
         self._shown: list[Load] = []  # the loads that `progress` is about
         self._background: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -171,9 +263,45 @@ class Indexer:
     def _scan(self, folder: str) -> FolderScan:
         return scan_folder(folder, start=self._settings.data_path)
 
+    async def resume_load(self, load_id: int) -> Load:
+        """Loads the folder of a load that has ended again, under the same id.
+
+        Where it runs, it is that one. What it had indexed is skipped as in every load.
+
+        Raises:
+            NotFound: no such load, or its collection was dropped.
+            InvalidInput, EmbedderMismatch, Unavailable: see `start_load`; it has ended still.
+        """
+        last = self.active_load(load_id)
+        if last is not None and last.state == "running":
+            return last
+        with deadline(self._settings.request_timeout):
+            if last is not None:
+                await self._wait_for_end([last])
+            row = await self._catalog.load(load_id)
+        if row is None:
+            raise NotFound(f"there is no load {load_id}: start one")
+        scan = await self._in_file_thread(self._scan, row.root)
+        with deadline(self._settings.request_timeout):
+            return await self._register(
+                scan, row.collection, prune=row.prune, resumed=row, joins=False
+            )
+
+    def active_load(self, load_id: int) -> Load | None:
+        """A load that runs, or one of the last hundred that have ended in this process."""
+        running = (load for load in self._active if load.id == load_id)
+        return next(running, self._ended.get(load_id))
+
     async def _register(
-        self, scan: FolderScan, name: str, *, prune: bool, resumed: LoadRow | None = None
+        self,
+        scan: FolderScan,
+        name: str,
+        *,
+        prune: bool,
+        resumed: LoadRow | None = None,
+        joins: bool = True,
     ) -> Load:
+        """`joins`: another load of the same photos will do."""
         async with self._starting_turn():
             if self._stopping:
                 raise Unavailable("the service is stopping; load the folder after its restart")
@@ -183,23 +311,29 @@ class Indexer:
                     raise Conflict(f"collection {name!r} was dropped in the meantime")
             for load in self._active:
                 same = (load.collection.name, load.root, load.prune) == (name, scan.root, prune)
-                if same and load.photos == scan.photos:
+                if (joins and same and load.photos == scan.photos) or (
+                    resumed is not None and load.id == resumed.id
+                ):
                     return load
             collection = await self._writer.ensure_collection(name)
-            load_id = (
-                resumed.id
-                if resumed
-                else await self._catalog.begin_load(collection.id, scan.root, prune=prune)
-            )
+            if resumed is None:
+                started_at = utc_now()
+                load_id = await self._catalog.begin_load(
+                    collection.id, scan.root, prune=prune, started_at=started_at
+                )
+            else:
+                load_id, started_at = resumed.id, resumed.started_at
+                if resumed.state != "running":
+                    await self._writer.resume_load(load_id)
             counts = LoadCounts(total=len(scan.photos), passed_over=scan.passed_over)
-            load = Load(load_id, collection, scan.root, prune, scan.photos, counts)
+            load = Load(load_id, collection, scan.root, prune, scan.photos, counts, started_at)
             if not self._active:
                 self._shown = []
             self._active.append(load)
             self._shown.append(load)
             # It outlives the request that it was started by: neither its deadline nor its id.
             load.task = asyncio.create_task(
-                self._run(load, scan), name=f"load-{load_id}", context=Context()
+                self._run(load, scan.unreadable), name=f"load-{load_id}", context=Context()
             )
             # A load that nobody waits for must not warn of an exception that was never fetched.
             load.task.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -221,8 +355,14 @@ class Indexer:
             raise _first_cause(failures) from None
 
     async def cancel_load(self, load: Load) -> None:
-        """Ends a load at a safe point and for good; what it has indexed stays."""
-        await self._cancel([load])
+        """Ends a load at a safe point and for good; what it has indexed stays.
+
+        Returns when it has ended, also where it had before.
+        """
+        if load in self._active:
+            await self._cancel([load])
+        else:
+            await self._wait_for_end([load])
 
     def progress(self) -> tuple[int, int]:
         """Photos done and photos found, of the loads under way or else of the last ones."""
@@ -244,31 +384,30 @@ class Indexer:
         """The loads that wait for an engine to come back."""
         return [load for load in self._active if load.waiting_for is not None]
 
-    async def _run(self, load: Load, scan: FolderScan) -> None:
+    async def _run(self, load: Load, unreadable: Mapping[str, str]) -> None:
         log = _log.bind(load=load.id, collection=load.collection.name)
-        error: str | None = None
         try:
             async with self._turn:
+                load.begin()
                 log.info("load.started", root=load.root, photos=load.counts.total)
-                for folder, reason in scan.unreadable.items():
+                for folder, reason in unreadable.items():
                     log.warning("load.folder_unreadable", folder=folder, reason=reason)
                 await self._index(load)
                 if load.prune:
-                    await self.patiently(load, partial(self._prune, load, scan))
-            load.state = "done"
+                    await self.patiently(load, partial(self._prune, load, unreadable))
+            load.end("done")
         except asyncio.CancelledError:
             if self._stopping:
                 # Left `running` in the catalog, so that the next start goes on with it.
                 log.info("load.interrupted", **asdict(load.counts))
-                raise Unavailable(
-                    "the service is stopping; the load goes on after its restart"
-                ) from None
-            load.state = "cancelled"
+                load.interrupt()
+                raise Unavailable(_INTERRUPTED) from None
+            load.end("cancelled")
             raise Conflict(f"the load of {load.root} was cancelled") from None
         except Exception as failure:
             cause = _first_cause(failure)
-            load.state, error = "failed", f"{type(cause).__name__}: {cause}"
-            log.error("load.broke_off", error=error, exc_info=cause)
+            load.end("failed", f"{type(cause).__name__}: {cause}")
+            log.error("load.broke_off", error=load.error, exc_info=cause)
             if isinstance(cause, ServiceError):
                 raise cause from None
             raise ServiceError(
@@ -281,8 +420,21 @@ class Indexer:
                 # Whoever polls until current = total would poll for ever.
                 self._shown.remove(load)
             if load.state != "running":
-                await self._writer.end_load(load.id, load.state, asdict(load.counts), error)
+                self._keep_ended(load)
+                await self._writer.end_load(
+                    load.id,
+                    load.state,
+                    asdict(load.counts),
+                    load.error,
+                    finished_at=load.finished_at,
+                )
                 log.info(f"load.{load.state}", **asdict(load.counts))
+
+    def _keep_ended(self, load: Load) -> None:
+        self._ended.pop(load.id, None)  # it was resumed since it had ended before
+        self._ended[load.id] = load
+        while len(self._ended) > _ENDED_LOADS_KEPT:
+            del self._ended[next(iter(self._ended))]
 
     async def patiently(self, load: Load | None, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Makes attempts, each after the engine that failed the one before is back."""
@@ -296,11 +448,11 @@ class Indexer:
                 if attempts >= _ATTEMPTS and loop.time() - start >= _PATIENCE_SECONDS:
                     raise
                 if load is not None and load.waiting_for is None:
-                    load.waiting_for = trouble.engine
+                    load.wait_for(trouble.engine)
                     _log.warning("load.waiting", load=load.id, engine=trouble.engine)
                 await self._writer.outages.over(trouble)
                 if load is not None and load.waiting_for is not None:
-                    load.waiting_for = None
+                    load.wait_for(None)
                     _log.info("load.going_on", load=load.id)
 
     async def _index(self, load: Load) -> None:
@@ -313,12 +465,13 @@ class Indexer:
                 chunk = load.photos[start : start + _LOOKUP_CHUNK]
                 keys = [path_key(photo.path) for photo in chunk]
                 look_up = partial(self._catalog.images_by_key, load.collection.id, keys)
-                known = await self.patiently(load, look_up)
-                for photo, key in zip(chunk, keys, strict=True):
-                    if _is_unchanged(photo, known.get(key)):
-                        load.counts.unchanged += 1
-                    else:
-                        await found.put((photo, known.get(key)))
+                rows = await self.patiently(load, look_up)
+                known = [(photo, rows.get(key)) for photo, key in zip(chunk, keys, strict=True)]
+                changed = [pair for pair in known if not _is_unchanged(*pair)]
+                if unchanged := len(known) - len(changed):
+                    load.add(LoadCounts(unchanged=unchanged))
+                for pair in changed:
+                    await found.put(pair)
             for _ in range(concurrency):
                 await found.put(None)
 
@@ -373,6 +526,7 @@ class Indexer:
                 width=analyzed.width,
                 height=analyzed.height,
                 objects=analyzed.objects,
+                phash=analyzed.phash,
             ),
             analyzed.embeddings,
         )
@@ -404,28 +558,30 @@ class Indexer:
         touched = [item for item in batch if isinstance(item, TouchedImage)]
         outcomes = [item for item in batch if isinstance(item, PreparedPhoto)]
         await self.patiently(load, partial(self._catalog.touch_images, touched))
-        load.counts.unchanged += len(touched)
+        if touched:
+            load.add(LoadCounts(unchanged=len(touched)), read=len(touched))
         if not outcomes:
             return
         await self.patiently(load, partial(self._writer.add, load.collection, outcomes))
-        for outcome in outcomes:
-            if outcome.image.error is None:
-                load.counts.indexed += 1
-                load.counts.objects += len(outcome.image.objects)
-                continue
-            load.counts.failed += 1
-            failure = Failure(outcome.image.path, outcome.image.error)
-            if len(load.failures) < _FAILURES_KEPT:
-                load.failures.append(failure)
+        images = [outcome.image for outcome in outcomes]
+        failures = [Failure(image.path, image.error) for image in images if image.error is not None]
+        indexed = [image for image in images if image.error is None]
+        counts = LoadCounts(
+            indexed=len(indexed),
+            failed=len(failures),
+            objects=sum(len(image.objects) for image in indexed),
+        )
+        load.add(counts, failures, read=len(images))
+        for failure in failures:
             _log.warning(
                 "load.photo_failed", load=load.id, path=failure.path, reason=failure.reason
             )
 
-    async def _prune(self, load: Load, scan: FolderScan) -> None:
-        present = {path_key(photo.path) for photo in scan.photos}
+    async def _prune(self, load: Load, unreadable: Iterable[str]) -> None:
+        present = {path_key(photo.path) for photo in load.photos}
         below = os.path.join(load.root, "")
         # What lies in a folder that could not be listed may well still be there.
-        unknown = tuple(os.path.join(folder, "") for folder in scan.unreadable)
+        unknown = tuple(os.path.join(folder, "") for folder in unreadable)
 
         def gone(images: Sequence[Image]) -> list[int]:
             # A photo that the scan passes over, in a hidden folder say, is there all the same.
@@ -441,12 +597,12 @@ class Indexer:
             ]
             if image_ids := await self._in_file_thread(gone, unseen):
                 await self._writer.delete(load.collection, image_ids)
-                load.counts.removed += len(image_ids)
+                load.add(LoadCounts(removed=len(image_ids)))
 
     # Single photos and whole collections
 
-    async def add_photo(self, data: bytes, name: str) -> int:
-        """Keeps and indexes an uploaded photo; returns its image id once it can be found.
+    async def add_photo(self, data: bytes, name: str) -> AddedPhoto:
+        """Keeps and indexes an uploaded photo; returns once it can be found.
 
         The same bytes in the same collection are the same photo, however often they come.
 
@@ -456,6 +612,11 @@ class Indexer:
         """
         check_collection_name(name)
         image_format, sha256 = await self._in_file_thread(_identify, data)
+        if (there := await self._catalog.collection(name)) is not None:
+            self._analyzer.check_collection(there)
+            path = self._uploads.path(there.id, sha256, image_format)
+            if (known := await self._writer.kept(there, path)) is not None:
+                return AddedPhoto(known, created=False)
         analyzed = await self._analyzer.analyze(data)
         collection = await self._writer.ensure_collection(name)
         path = self._uploads.path(collection.id, sha256, image_format)
@@ -468,11 +629,37 @@ class Indexer:
             width=analyzed.width,
             height=analyzed.height,
             objects=analyzed.objects,
+            phash=analyzed.phash,
         )
         photo = PreparedPhoto(image, analyzed.embeddings)
-        image_id = await self._writer.keep(collection, photo, path, data)
-        _log.info("photo.added", collection=name, image=image_id, objects=len(analyzed.objects))
-        return image_id
+        added = await self._writer.keep(collection, photo, path, data)
+        _log.info("photo.added", collection=name, image=added.id, objects=len(analyzed.objects))
+        return added
+
+    async def remove_photo(self, image_id: int) -> bool:
+        """Removes a photo of any collection: its row, its vectors and, of an upload, its file.
+
+        Returns whether there was one. The file of a loaded folder's photo is not touched: the next
+        load of the folder brings it back.
+
+        Raises:
+            VectorsLost: the vector engine does not have its collection.
+        """
+        removed = await self._writer.remove(image_id)
+        if removed:
+            _log.info("photo.removed", image=image_id)
+        return removed
+
+    async def make_collection(self, name: str) -> tuple[Collection, bool]:
+        """The collection of that name, and whether it was made, since there was none.
+
+        Raises:
+            InvalidInput: no collection's name.
+            EmbedderMismatch: it was filled by another embedder.
+            Conflict: it is being dropped.
+        """
+        check_collection_name(name)
+        return await self._writer.make_collection(name)
 
     async def drop(self, name: str) -> bool:
         """Removes a collection: its photos' rows, vectors and uploaded files. Loads into it end.
@@ -487,13 +674,21 @@ class Indexer:
                 return False
             await self._cancel([load for load in self._active if load.collection.name == name])
             await self._writer.drop(collection)
+            for load in list(self._ended.values()):
+                if load.collection.id == collection.id:
+                    del self._ended[load.id]
         _log.info("collection.dropped", collection=name)
         return True
 
     async def _cancel(self, loads: Sequence[Load]) -> None:
+        for load in loads:
+            # Cancelled twice, it would not await what it must not leave half done.
+            if load.task is not None and not load.task.cancelling():
+                load.task.cancel()
+        await self._wait_for_end(loads)
+
+    async def _wait_for_end(self, loads: Sequence[Load]) -> None:
         tasks = [load.task for load in loads if load.task is not None]
-        for task in tasks:
-            task.cancel()
         if not tasks:
             return
         left = time_left(math.inf)

@@ -62,7 +62,8 @@ class Wanted:
 
     Attributes:
         labels: only objects of any of these; none is no condition.
-        min_score: only objects that the detector is at least so sure of, 0 to 1.
+        min_score: only objects that the detector is at least so sure of, 0 to 1; compared as
+            32-bit numbers, which its scores are.
         min_area: only objects whose box fills at least this part of their photo, 0 to 1. Where a
             photo's size is not known, none of its objects does.
         max_distance: only hits whose distance is at most this.
@@ -412,7 +413,7 @@ class Searcher:
         begin = -math.inf if after is None else after.distance
         passed: set[int] = set()
         # What only the catalog knows may shut out the object by which a photo is so near.
-        if wanted.min_score is None and wanted.min_area is None:
+        if wanted.min_area is None:
             near = (each for each in candidates if each.at_most < begin - _ROUNDING)
             passed = {each.image_id if by_photo else each.id for each in near}
         waiting = [
@@ -568,7 +569,8 @@ def _allows(wanted: Wanted, place: ObjectPlace) -> bool:
     """Whether the object meets the conditions that are about single objects."""
     if wanted.labels and place.label not in wanted.labels:
         return False
-    if wanted.min_score is not None and place.score < wanted.min_score:
+    # As Milvus compares them: see `ObjectFilter`.
+    if wanted.min_score is not None and np.float32(place.score) < np.float32(wanted.min_score):
         return False
     if wanted.min_area is None:
         return True

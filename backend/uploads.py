@@ -46,6 +46,13 @@ class UploadFolder:
         path.unlink(missing_ok=True)
         _remove_empty(path.parent)
 
+    def is_upload(self, path: Path, collection_id: int) -> bool:
+        """Whether a photo of a collection is an upload of ours: by its path, unlike a folder's."""
+        return (
+            path.parent == self._folder / str(collection_id)
+            and _NAME.fullmatch(path.name) is not None
+        )
+
     def remove_collection(self, collection_id: int) -> None:
         """Removes a collection's photos, and its folder where nothing else is in it."""
         for path in self._files(self._folder / str(collection_id)):

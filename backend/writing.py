@@ -2,11 +2,11 @@
 
 The order of writes makes every moment safe to die at, for this process and for each engine.
 Adding: (1) the photo's row `pending` with its objects, in one transaction; (2) the vectors; (3) the
-row `indexed`. Removing: `deleting`, the vectors, the rows. What was broken off in between is mended
-at the next start, or, where an engine was away, as soon as it is back: what is `pending` is undone
-and counts as failed, until the load that brought it, or its uploader, tries again; what is
-`deleting` is finished. A collection that cannot be mended, since the vector engine has lost it or
-cannot load it, holds up nobody else: it is tried again before it is next written to.
+row `indexed`. Removing: `deleting`, the vectors, an upload's file, the rows. What was broken off in
+between is mended at the next start, or, where an engine was away, as soon as it is back: what is
+`pending` is undone and counts as failed, until the load that brought it, or its uploader, tries
+again; what is `deleting` is finished. A collection that cannot be mended, since the vector engine
+has lost it or cannot load it, holds up nobody else: it is tried again before it is next written to.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, TypeVarTuple
 
@@ -42,11 +42,13 @@ from backend.storage.catalog import (
     Image,
     LoadState,
     NewImage,
+    path_key,
+    utc_now,
 )
 from backend.storage.vectors import ObjectVector, VectorStore
 from backend.uploads import UploadFolder
 
-__all__ = ["PhotoWriter", "PreparedPhoto"]
+__all__ = ["AddedPhoto", "PhotoWriter", "PreparedPhoto"]
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
@@ -66,6 +68,14 @@ class PreparedPhoto:
 
     image: NewImage
     embeddings: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class AddedPhoto:
+    """An uploaded photo that can be found; `created`: it was not indexed there before."""
+
+    id: int
+    created: bool
 
 
 class PhotoWriter:
@@ -103,7 +113,8 @@ class PhotoWriter:
         """Photos of each collection of which a commit has failed: their vectors may still come."""
         self._unmended: set[int] = set()
         """Collections that were not mended, while the engines worked for others."""
-        self._ended_loads: dict[int, tuple[LoadState, Mapping[str, int], str | None]] = {}
+        self._ended_loads: dict[int, tuple[LoadState, Mapping[str, int], str | None, str]] = {}
+        self._noting = asyncio.Lock()  # the ends of loads, and that one runs again
         self._unsettled = False  # whether a commit has been begun and not ended
         self._unfinished: set[asyncio.Task[Any]] = set()
 
@@ -114,9 +125,14 @@ class PhotoWriter:
             EmbedderMismatch: it was filled by another embedder.
             VectorsLost: the vector engine does not have it.
         """
+        collection, _ = await self.make_collection(name)
+        return collection
+
+    async def make_collection(self, name: str) -> tuple[Collection, bool]:
+        """As `ensure_collection`; and whether this has made it."""
         return await self.finish(self._make_collection(name))
 
-    async def _make_collection(self, name: str) -> Collection:
+    async def _make_collection(self, name: str) -> tuple[Collection, bool]:
         embedder = self._analyzer.embedder
         async with self.turn():
             collection = await self._catalog.ensure_collection(
@@ -129,11 +145,13 @@ class PhotoWriter:
             if collection is None:
                 raise Conflict(f"the drop of collection {name!r} is not finished: drop it again")
             self._analyzer.check_collection(collection)
-            if collection.state == "creating":
+            is_new = collection.state == "creating"
+            if is_new:
                 await self._vectors.create(collection.store, collection.dim)
                 await self._catalog.finish_collection(collection.id)
+                collection = replace(collection, state="ready")
         await self._mend_before_use(collection)
-        return collection
+        return collection, is_new
 
     async def drop(self, collection: Collection) -> None:
         """Removes a collection: its photos' rows, their vectors and uploaded files."""
@@ -156,29 +174,41 @@ class PhotoWriter:
         with self._figures.stage("write"):
             return await self.finish(self._add(collection, photos))
 
+    async def kept(self, collection: Collection, path: Path) -> int | None:
+        """The id of an uploaded photo that is indexed, where its file is there too.
+
+        Raises:
+            VectorsLost: the vector engine does not have the collection.
+        """
+        known = await self._upload(collection, path)
+        if known is None or known.state != "indexed":
+            return None
+        await self.finish(self._mend_before_use(collection))
+        return known.id if await self._in_file_thread(path.exists) else None
+
+    async def _upload(self, collection: Collection, path: Path) -> Image | None:
+        key = path_key(str(path))
+        return (await self._catalog.images_by_key(collection.id, [key])).get(key)
+
     async def keep(
         self, collection: Collection, photo: PreparedPhoto, path: Path, data: bytes
-    ) -> int:
+    ) -> AddedPhoto:
         """Writes an uploaded photo's file, and the photo where it is not indexed already."""
         with self._figures.stage("write"):
             return await self.finish(self._keep(collection, photo, path, data))
 
     async def _keep(
         self, collection: Collection, photo: PreparedPhoto, path: Path, data: bytes
-    ) -> int:
-        key = photo.image.path_key
+    ) -> AddedPhoto:
         async with self.turn():
             await self._check_ready(collection)
-            known = (await self._catalog.images_by_key(collection.id, [key])).get(key)
-            if (
-                known is not None
-                and known.state == "indexed"
-                and await self._in_file_thread(path.exists)
-            ):
-                return known.id
+            known = await self._upload(collection, path)
+            is_new = known is None or known.state != "indexed"
+            if known is not None and not is_new and await self._in_file_thread(path.exists):
+                return AddedPhoto(known.id, created=False)
             await self._in_file_thread(self._uploads.write, path, data)
             [image_id] = await self._write(collection, [photo])
-            return image_id
+            return AddedPhoto(image_id, created=is_new)
 
     async def _add(self, collection: Collection, photos: Sequence[PreparedPhoto]) -> list[int]:
         await self._mend_before_use(collection)
@@ -230,21 +260,53 @@ class PhotoWriter:
         return [image.id for image in stored]
 
     async def delete(self, collection: Collection, image_ids: Sequence[int]) -> None:
-        """Removes photos: their rows and their vectors."""
+        """Removes photos: their rows, their vectors, and the files of uploads."""
         await self.finish(self._delete(collection, image_ids))
 
-    async def _delete(self, collection: Collection, image_ids: Sequence[int]) -> None:
+    async def _delete(self, collection: Collection, image_ids: Sequence[int]) -> bool:
         await self._mend_before_use(collection)
         async with self.turn() as ensure_held:
-            await self._catalog.begin_delete_images(image_ids)
-            await self._finish_delete(collection, image_ids, ensure_held)
+            now = await self._catalog.collection_by_id(collection.id)
+            images = await self._catalog.images_by_id(image_ids)
+            if now is None or now.state != "ready" or not images:
+                return False
+            await self._catalog.begin_delete_images([image.id for image in images])
+            await self._finish_delete(now, images, ensure_held)
+        return True
+
+    async def remove(self, image_id: int) -> bool:
+        """Removes a photo of any collection, as `delete`; returns whether there was one.
+
+        One whose removal an engine has broken off is there still, and its removal is finished.
+
+        Raises:
+            VectorsLost: the vector engine does not have its collection.
+        """
+        for image in await self._catalog.images_by_id([image_id]):
+            collection = await self._catalog.collection_by_id(image.collection_id)
+            if collection is not None and collection.state == "ready":
+                return await self.finish(self._delete(collection, [image_id]))
+        return False
 
     async def _finish_delete(
-        self, collection: Collection, image_ids: Sequence[int], ensure_held: EnsureHeld
+        self, collection: Collection, images: Sequence[Image], ensure_held: EnsureHeld
     ) -> None:
+        image_ids = [image.id for image in images]
         await ensure_held()  # a photo that has come again meanwhile has its old id
         await self._vectors.delete_images(collection.store, image_ids)
+        paths = [Path(image.path) for image in images]
+        if uploads := [path for path in paths if self._uploads.is_upload(path, collection.id)]:
+            await ensure_held()
+            await self._in_file_thread(self._remove_uploads, uploads)
         await self._catalog.finish_delete_images(image_ids)
+
+    def _remove_uploads(self, paths: Sequence[Path]) -> None:
+        for path in paths:
+            try:
+                self._uploads.remove(path)
+            except OSError as error:
+                # The photo goes all the same: the next start removes the file, which is nobody's.
+                _log.warning("upload.not_removed", path=str(path), reason=str(error))
 
     async def end_load(
         self,
@@ -252,16 +314,25 @@ class PhotoWriter:
         state: LoadState,
         counts: Mapping[str, int],
         error: str | None = None,
+        *,
+        finished_at: str | None = None,
     ) -> None:
         """Notes how a load has ended; where the catalog is away, as soon as it is back."""
-        self._ended_loads[load_id] = (state, counts, error)
+        self._ended_loads[load_id] = (state, counts, error, finished_at or utc_now())
         with contextlib.suppress(EngineUnavailable):
             await self.finish(self._note_ended_loads())
 
-    async def _note_ended_loads(self) -> None:
-        for load_id, (state, counts, error) in list(self._ended_loads.items()):
-            await self._catalog.end_load(load_id, state, counts, error)
-            self._ended_loads.pop(load_id, None)
+    async def resume_load(self, load_id: int) -> None:
+        """Notes that a load that has ended runs again."""
+        await self.finish(self._note_ended_loads(resumed=load_id))
+
+    async def _note_ended_loads(self, resumed: int | None = None) -> None:
+        async with self._noting:  # no end that is noted late ends a load that runs again
+            for load_id, (state, counts, error, finished_at) in list(self._ended_loads.items()):
+                await self._catalog.end_load(load_id, state, counts, error, finished_at=finished_at)
+                self._ended_loads.pop(load_id, None)
+            if resumed is not None:
+                await self._catalog.resume_load(resumed)
 
     async def _check_ready(self, collection: Collection) -> None:
         now = await self._catalog.collection_by_id(collection.id)
@@ -375,7 +446,7 @@ class PhotoWriter:
             await self._forget_vectors(collection)
         await self._vectors.create(collection.store, collection.dim)
         async for page in self._catalog.images(collection.id, ["deleting"]):
-            await self._finish_delete(collection, [image.id for image in page], ensure_held)
+            await self._finish_delete(collection, page, ensure_held)
             _log.info("recovery.deleted", collection=collection.name, photos=len(page))
         async for page in self._catalog.images(collection.id, ["pending", "undoing"]):
             await ensure_held()

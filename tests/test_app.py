@@ -111,7 +111,7 @@ def test_the_arrows_run_one_way() -> None:
         {"settings", "logs"},
         {"vision", "serving", "storage"},
         {"analysis", "scanning", "uploads", "fetching"},
-        {"readiness", "searching", "thumbnails", "queries"},
+        {"readiness", "searching", "duplicates", "thumbnails", "queries"},
         {"outages"},
         {"writing"},
         {"indexing"},

@@ -13,11 +13,28 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
+from backend.analysis import AnalyzedPhoto
 from backend.app import Services, open_services
 from backend.checking import check_collections
-from backend.errors import Conflict, EngineUnavailable, InvalidImage, Unavailable
+from backend.errors import (
+    Conflict,
+    EngineUnavailable,
+    InvalidImage,
+    InvalidInput,
+    NotFound,
+    Unavailable,
+)
+from backend.indexing import AddedPhoto, Failure, Load, LoadCounts
 from backend.settings import Settings
-from backend.storage.catalog import ImageState, NewImage, NewObject, path_key
+from backend.storage.catalog import (
+    Collection,
+    Image,
+    ImageState,
+    LoadRow,
+    NewImage,
+    NewObject,
+    path_key,
+)
 from backend.storage.vectors import ObjectVector
 from tests.engines.mariadb import MariaDBProcess
 from tests.photos import draw_photo, encode, write_photos
@@ -44,6 +61,24 @@ async def _assert_consistent(services: Services) -> None:
         services.catalog, services.vectors, services.analyzer.embedder, services.writer
     ):
         assert (report.missing, report.orphaned) == (set(), set())
+
+
+async def _image(services: Services, path: Path, name: str = "t") -> Image | None:
+    collection = await services.catalog.collection(name)
+    assert collection is not None
+    key = path_key(str(path))
+    return (await services.catalog.images_by_key(collection.id, [key])).get(key)
+
+
+async def _row(services: Services, load: Load) -> LoadRow:
+    row = await services.catalog.load(load.id)
+    assert row is not None
+    return row
+
+
+def _files(settings: Settings) -> list[Path]:
+    """The files of uploads."""
+    return [path for path in settings.uploads.rglob("*") if path.is_file()]
 
 
 def _engine(settings: Settings) -> psutil.Process:
@@ -306,8 +341,9 @@ async def test_uploads_loads_and_drops_at_the_same_time_leave_a_whole(
 
 async def test_the_same_upload_many_times_at_once_is_one_photo(services: Services) -> None:
     photo = encode(draw_photo(1))
-    ids = await asyncio.gather(*(services.indexer.add_photo(photo, "t") for _ in range(8)))
-    assert len(set(ids)) == 1
+    added = await asyncio.gather(*(services.indexer.add_photo(photo, "t") for _ in range(8)))
+    assert len({photo.id for photo in added}) == 1
+    assert sorted(photo.created for photo in added) == [False] * 7 + [True]
     assert await services.searcher.count("t") == 1
     await _assert_consistent(services)
 
@@ -389,7 +425,7 @@ async def test_uploads_follow_a_data_folder_that_is_moved(
 ) -> None:
     photo = encode(draw_photo(1))
     async with open_services(settings) as services:
-        image_id = await services.indexer.add_photo(photo, "t")
+        image_id = (await services.indexer.add_photo(photo, "t")).id
     elsewhere = tmp_path / "elsewhere"
     if moved == "data folder":
         settings.data_dir.rename(elsewhere)
@@ -398,7 +434,7 @@ async def test_uploads_follow_a_data_folder_that_is_moved(
     async with open_services(settings.model_copy(update={"data_dir": elsewhere})) as services:
         [hit] = await services.searcher.search(photo, "t", 5)
         assert Path(hit.object.path).read_bytes() == photo
-        assert await services.indexer.add_photo(photo, "t") == image_id
+        assert await services.indexer.add_photo(photo, "t") == AddedPhoto(image_id, created=False)
         assert await services.searcher.count("t") == 1
 
 
@@ -423,10 +459,10 @@ async def test_an_uploads_file_that_is_gone_comes_back_with_the_same_upload(
     services: Services, settings: Settings
 ) -> None:
     photo = encode(draw_photo(1))
-    image_id = await services.indexer.add_photo(photo, "t")
+    image_id = (await services.indexer.add_photo(photo, "t")).id
     [file] = [path for path in settings.uploads.rglob("*") if path.is_file()]
     file.unlink()
-    assert await services.indexer.add_photo(photo, "t") == image_id
+    assert await services.indexer.add_photo(photo, "t") == AddedPhoto(image_id, created=False)
     assert file.read_bytes() == photo
     await _assert_consistent(services)
 
@@ -446,7 +482,7 @@ async def test_an_uploads_only_copy_outlives_an_upload_of_the_same_bytes_that_fa
         [file] = [path for path in settings.uploads.rglob("*") if path.is_file()]
         assert file.read_bytes() == photo
         assert await _states(services) == ["failed"]
-        await services.indexer.add_photo(photo, "t")
+        assert (await services.indexer.add_photo(photo, "t")).created
         assert await services.searcher.count("t") == 1
         await _assert_consistent(services)
 
@@ -601,3 +637,392 @@ async def test_a_load_waits_while_the_vector_engine_is_frozen_and_says_so(
         assert (load.counts.indexed, load.counts.failed) == (20, 0)
         assert services.indexer.waiting_loads() == []
         await _assert_consistent(services)
+
+
+# Uploads that come again
+
+
+async def test_an_upload_that_is_there_is_not_analysed_again(
+    services: Services, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = encode(draw_photo(1))
+    first = await services.indexer.add_photo(photo, "t")
+    assert first.created
+    analyze, analyses = services.analyzer.analyze, 0
+
+    async def count(data: bytes) -> AnalyzedPhoto:
+        nonlocal analyses
+        analyses += 1
+        return await analyze(data)
+
+    monkeypatch.setattr(services.analyzer, "analyze", count)
+    assert await services.indexer.add_photo(photo, "t") == AddedPhoto(first.id, created=False)
+    assert analyses == 0
+    assert (await services.indexer.add_photo(photo, "other")).created
+    assert analyses == 1
+    assert len(_files(settings)) == 2
+
+
+# Removing photos
+
+
+@pytest.mark.parametrize("combination", ["embedded", "milvus+mysql"], indirect=True)
+async def test_a_photo_that_is_removed_is_gone_with_its_vectors_and_an_uploads_file(
+    services: Services, settings: Settings, tmp_path: Path
+) -> None:
+    [file, _] = write_photos(tmp_path / "photos", 2)
+    await _load(services, tmp_path / "photos")
+    upload = encode(draw_photo(50))
+    added = await services.indexer.add_photo(upload, "t")
+    kept = await services.indexer.add_photo(encode(draw_photo(51)), "t")
+    loaded = await _image(services, file)
+    assert loaded is not None
+    for image_id in (added.id, loaded.id):
+        assert await services.indexer.remove_photo(image_id)
+        assert not await services.indexer.remove_photo(image_id)
+    assert not await services.indexer.remove_photo(10**9)
+    assert await services.searcher.count("t") == 2
+    await _assert_consistent(services)
+    [stays] = await services.catalog.images_by_id([added.id, loaded.id, kept.id])
+    assert [str(path) for path in _files(settings)] == [stays.path]
+    for photo in (upload, file.read_bytes()):
+        hits = await services.searcher.search(photo, "t", 10)
+        assert len(hits) == 2
+        assert all(Path(hit.object.path).read_bytes() != photo for hit in hits)
+    again = await services.indexer.add_photo(upload, "t")
+    assert again.created
+    assert again.id > kept.id
+    await _load(services, tmp_path / "photos")  # whose file is there still
+    assert await services.searcher.count("t") == 4
+    await _assert_consistent(services)
+
+
+async def test_the_last_upload_that_is_removed_takes_its_folder_and_nobodys_file_with_it(
+    services: Services, settings: Settings
+) -> None:
+    added = await services.indexer.add_photo(encode(draw_photo(1)), "t")
+    [file] = _files(settings)
+    [other] = write_photos(file.parent / "own", 1)
+    assert await services.indexer.remove_photo(added.id)
+    assert _files(settings) == [other]
+
+
+async def test_another_collections_photo_of_the_same_bytes_stays(
+    services: Services, settings: Settings
+) -> None:
+    photo = encode(draw_photo(1))
+    added = await services.indexer.add_photo(photo, "t")
+    await services.indexer.add_photo(photo, "other")
+    # And one that has the very file, since it has loaded the folder of uploads.
+    load = await services.indexer.start_load(str(settings.uploads), "third")
+    await load.wait()
+    [other] = [file for file in _files(settings) if await _image(services, file, "other")]
+    image = await _image(services, other, "third")
+    assert image is not None
+    assert await services.indexer.remove_photo(image.id)
+    assert other.exists()
+    assert await services.indexer.remove_photo(added.id)
+    assert _files(settings) == [other]
+    assert [await services.searcher.count(name) for name in ("t", "other", "third")] == [0, 1, 1]
+    await _assert_consistent(services)
+
+
+@pytest.mark.parametrize("done", ["marked", "vectors removed", "file removed"])
+async def test_the_removal_of_an_upload_that_a_crash_has_broken_off_is_finished(
+    settings: Settings, done: str
+) -> None:
+    async with open_services(settings) as services:
+        removed = await services.indexer.add_photo(encode(draw_photo(1)), "t")
+        [file] = _files(settings)
+        await services.indexer.add_photo(encode(draw_photo(2)), "t")
+        collection = await services.catalog.collection("t")
+        assert collection is not None
+        await services.catalog.begin_delete_images([removed.id])
+        if done != "marked":
+            await services.vectors.delete_images(collection.store, [removed.id])
+        if done == "file removed":
+            file.unlink()
+    async with open_services(settings) as services:
+        assert await services.catalog.images_by_id([removed.id]) == []
+        assert not file.exists()
+        assert len(_files(settings)) == 1
+        assert await services.searcher.count("t") == 1
+        await _assert_consistent(services)
+
+
+async def test_a_removal_that_an_engine_breaks_off_is_finished_when_it_is_back(
+    settings: Settings,
+) -> None:
+    impatient = settings.model_copy(update={"engine_timeout": 1})
+    async with open_services(impatient) as services:
+        added = await services.indexer.add_photo(encode(draw_photo(1)), "t")
+        with _frozen_engine(settings):
+            with pytest.raises(EngineUnavailable, match="Milvus Lite"):
+                await services.indexer.remove_photo(added.id)
+            assert await services.searcher.count("t") == 0
+
+        async def removed() -> bool:
+            return await services.catalog.images_by_id([added.id]) == []
+
+        await _until(removed)
+        assert _files(settings) == []
+        assert not await services.indexer.remove_photo(added.id)
+        await _assert_consistent(services)
+
+
+async def test_a_photo_whose_file_cannot_be_removed_goes_all_the_same(
+    services: Services, settings: Settings
+) -> None:
+    added = await services.indexer.add_photo(encode(draw_photo(1)), "t")
+    [file] = _files(settings)
+    file.unlink()
+    file.mkdir()  # which no unlink removes, not even root's
+    assert await services.indexer.remove_photo(added.id)
+    assert await services.searcher.count("t") == 0
+    await _assert_consistent(services)
+
+
+async def test_photos_may_be_removed_while_they_are_loaded_and_uploaded(
+    services: Services, settings: Settings, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 10)
+    photos = [encode(draw_photo(seed)) for seed in range(50, 54)]
+    await _load(services, tmp_path / "photos")
+    collection = await services.catalog.collection("t")
+    assert collection is not None
+    for file in (tmp_path / "photos").iterdir():
+        file.write_bytes(encode(draw_photo(100 + int(file.stem[-1]))))  # all are indexed anew
+
+    async def upload_and_remove(photo: bytes) -> None:
+        for _ in range(3):
+            added = await services.indexer.add_photo(photo, "t")
+            await services.indexer.remove_photo(added.id)
+
+    async def remove_all() -> None:
+        for _ in range(3):
+            async for page in services.catalog.images(collection.id, _ALL):
+                for image in page[:3]:
+                    await services.indexer.remove_photo(image.id)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_load(services, tmp_path / "photos"))
+        group.create_task(remove_all())
+        for photo in photos * 2:
+            group.create_task(upload_and_remove(photo))
+    assert _files(settings) == []
+    assert set(await _states(services)) <= {"indexed"}
+    await _assert_consistent(services)
+    await _load(services, tmp_path / "photos")
+    assert await services.searcher.count("t") == 10
+    await _assert_consistent(services)
+
+
+# Collections
+
+
+async def test_a_collection_is_made_once(services: Services) -> None:
+    made, created = await services.indexer.make_collection("t")
+    assert (made.name, made.state, created) == ("t", "ready", True)
+    assert await services.indexer.make_collection("t") == (made, False)
+    assert await services.searcher.search(encode(draw_photo(1)), "t", 1) == []
+    with pytest.raises(InvalidInput, match="no name"):
+        await services.indexer.make_collection("no name")
+    several = await asyncio.gather(*(services.indexer.make_collection("many") for _ in range(5)))
+    assert sorted(created for _, created in several) == [False] * 4 + [True]
+
+
+# Loads that run again
+
+
+async def _cancelled(services: Services, folder: Path) -> Load:
+    load = await services.indexer.start_load(str(folder), "t")
+    while not load.counts.indexed:
+        await asyncio.sleep(0)
+    await asyncio.gather(*(services.indexer.cancel_load(load) for _ in range(3)))
+    assert (load.state, load.waiting_for) == ("cancelled", None)
+    with pytest.raises(Conflict, match="cancelled"):
+        await load.wait()
+    await services.indexer.cancel_load(load)  # which changes nothing
+    return load
+
+
+async def test_a_cancelled_load_goes_on_under_its_id(services: Services, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 40)
+    load = await _cancelled(services, tmp_path / "photos")
+    row = await _row(services, load)
+    assert (row.state, row.started_at) == ("cancelled", load.started_at)
+    assert row.finished_at == load.finished_at is not None
+    assert row.counts["indexed"] == load.counts.indexed < 40
+    assert services.indexer.active_load(load.id) is load
+    resumed, same = await asyncio.gather(*(services.indexer.resume_load(load.id) for _ in range(2)))
+    assert resumed is same is services.indexer.active_load(load.id) is not load
+    assert (resumed.id, resumed.started_at) == (load.id, load.started_at)
+    assert (resumed.state, resumed.finished_at) == ("running", None)
+    row = await _row(services, load)
+    assert (row.state, row.counts, row.finished_at) == ("running", {}, None)
+    assert await services.indexer.resume_load(load.id) is resumed
+    await resumed.wait()
+    done = await services.searcher.count("t")
+    assert (resumed.counts.unchanged + resumed.counts.indexed, done) == (40, 40)
+    row = await _row(services, load)
+    assert (row.state, row.counts["total"]) == ("done", 40)
+    assert row.finished_at == resumed.finished_at is not None
+    assert len(await services.catalog.loads(None, before=None, limit=10)) == 1
+
+
+async def test_a_load_that_was_done_looks_again_at_its_folder(
+    services: Services, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 2)
+    first = await services.indexer.start_load(str(tmp_path / "photos"), "t")
+    await first.wait()
+    write_photos(tmp_path / "photos", 1, start=50)
+    again = await services.indexer.resume_load(first.id)
+    await again.wait()
+    assert (again.id, again.counts.unchanged, again.counts.indexed) == (first.id, 2, 1)
+
+
+async def test_a_load_that_is_resumed_beside_another_of_its_folder_keeps_its_id(
+    services: Services, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 20)
+    load = await _cancelled(services, tmp_path / "photos")
+    other = await services.indexer.start_load(str(tmp_path / "photos"), "t")
+    resumed = await services.indexer.resume_load(load.id)
+    assert (resumed.id, other.id) == (load.id, load.id + 1)
+    await asyncio.gather(other.wait(), resumed.wait())
+    assert resumed.counts.unchanged == 20
+
+
+async def test_a_load_that_cannot_be_resumed_has_still_ended(
+    services: Services, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 20)
+    load = await _cancelled(services, tmp_path / "photos")
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    before = await _row(services, load)
+    with pytest.raises(InvalidInput, match="does not exist"):
+        await services.indexer.resume_load(load.id)
+    assert await _row(services, load) == before
+    with pytest.raises(NotFound, match="no load 99"):
+        await services.indexer.resume_load(99)
+    await services.indexer.drop("t")
+    assert services.indexer.active_load(load.id) is None
+    with pytest.raises(NotFound):
+        await services.indexer.resume_load(load.id)
+
+
+async def test_a_load_that_was_resumed_goes_on_after_a_restart(
+    settings: Settings, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 40)
+    async with open_services(settings) as services:
+        load = await _cancelled(services, tmp_path / "photos")
+        resumed = await services.indexer.resume_load(load.id)
+        await services.indexer.stop_loads()
+        with pytest.raises(Unavailable, match="after its restart"):
+            await resumed.next_change(resumed.version)
+    async with open_services(settings) as services:
+        assert [row.id for row in await services.catalog.running_loads()] == [load.id]
+        await services.indexer.resume_loads()
+        again = await services.indexer.resume_load(load.id)
+        await again.wait()
+        assert (again.id, again.started_at) == (load.id, load.started_at)
+        assert await services.searcher.count("t") == 40
+
+
+# What loads tell of themselves
+
+
+@pytest.fixture
+def load() -> Load:
+    """A load that nobody runs."""
+    collection = Collection(1, "t", "e", "", 8, "L2", "ready", "t_1")
+    return Load(7, collection, "/photos", False, [], LoadCounts(total=5000))
+
+
+async def test_who_waits_for_a_change_is_woken_once_by_many_and_loses_none(load: Load) -> None:
+    waiting = [asyncio.create_task(load.next_change(0)) for _ in range(3)]
+    await asyncio.sleep(0)
+    for _ in range(1000):
+        load.add(LoadCounts(indexed=1, objects=2))
+    assert await asyncio.gather(*waiting) == [1000] * 3
+    assert (load.counts.indexed, load.counts.objects, load.counts.total) == (1000, 2000, 5000)
+    assert await load.next_change(999) == 1000  # it was there before it was asked for
+    later = asyncio.create_task(load.next_change(1000))
+    await asyncio.sleep(0.01)
+    assert not later.done()
+    load.wait_for("Milvus")
+    assert (await later, load.waiting_for) == (1001, "Milvus")
+
+
+async def test_the_end_of_a_load_is_a_change_and_the_last(load: Load) -> None:
+    waiting = asyncio.create_task(load.next_change(0))
+    await asyncio.sleep(0)
+    load.end("failed", "the disk is full")
+    assert await waiting == await load.next_change(1) == await load.next_change(99) == 1
+    assert (load.state, load.error) == ("failed", "the disk is full")
+    assert load.finished_at is not None
+    assert load.started_at <= load.finished_at
+
+
+async def test_who_waits_for_a_change_is_told_that_the_service_stops(load: Load) -> None:
+    waiting = asyncio.create_task(load.next_change(0))
+    await asyncio.sleep(0)
+    load.interrupt()
+    with pytest.raises(Unavailable, match="goes on after its restart"):
+        await waiting
+
+
+def test_a_load_keeps_its_first_thousand_failures(load: Load) -> None:
+    for number in range(0, 1200, 3):
+        some = [Failure(f"/{number + i}", "bad") for i in range(3)]
+        load.add(LoadCounts(failed=3), some)
+    assert load.counts.failed == 1200
+    assert [failure.path for failure in load.failures] == [f"/{i}" for i in range(1000)]
+
+
+async def test_a_load_can_be_followed_to_its_end(services: Services, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 30)
+    (tmp_path / "photos" / "bad.jpg").write_bytes(b"no photo")
+    load = await services.indexer.start_load(str(tmp_path / "photos"), "t")
+    assert (load.photos_per_second, load.seconds_left) == (None, None)
+    seen = [load.counts]
+    rates = []
+    while load.state == "running":
+        await load.next_change(load.version)
+        seen.append(load.counts)
+        rates.append((load.photos_per_second, load.seconds_left))
+    assert [counts.processed for counts in seen] == sorted(counts.processed for counts in seen)
+    assert (seen[-1].indexed, seen[-1].failed) == (30, 1)
+    assert load.version <= 32  # one for each photo at most, and the end
+    assert any(rate is not None and rate > 0 and left is not None for rate, left in rates)
+    assert (load.photos_per_second, load.seconds_left) == (None, None)
+    again = await services.indexer.start_load(str(tmp_path / "photos"), "t")
+    await again.wait()
+    assert again.version <= 3  # 30 unchanged ones are one change
+
+
+async def test_loads_that_have_ended_are_kept_for_a_while_with_their_failures(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.indexing._ENDED_LOADS_KEPT", 2)
+    write_photos(tmp_path / "photos", 1)
+    (tmp_path / "photos" / "bad.jpg").write_bytes(b"no photo")
+    loads = []
+    for _ in range(3):
+        loads.append(await services.indexer.start_load(str(tmp_path / "photos"), "t"))
+        await loads[-1].wait()
+    kept = [services.indexer.active_load(load.id) for load in loads]
+    assert kept == [None, *loads[1:]]
+    assert [failure.path for failure in loads[2].failures] == [str(tmp_path / "photos" / "bad.jpg")]
+    assert list(loads[2].photos) == []
+    resumed = await services.indexer.resume_load(loads[1].id)
+    await resumed.wait()
+    assert [services.indexer.active_load(load.id) for load in loads] == [None, resumed, loads[2]]
+    collection = await services.catalog.collection("t")
+    assert collection is not None
+    [failed] = await services.catalog.list_images(
+        collection.id, state="failed", label=None, after=0, limit=10
+    )
+    assert (failed.path, failed.error) == (loads[2].failures[0].path, loads[2].failures[0].reason)

@@ -144,8 +144,10 @@ async def test_photos_come_and_go_while_a_check_looks_at_files(
     images_by_id = services.catalog.images_by_id
 
     async def images_by_id_while_photos_come_and_go(image_ids: Sequence[int]) -> list[Image]:
+        monkeypatch.setattr(services.catalog, "images_by_id", images_by_id)
         with deadline(10):  # it does not wait for the check
-            uploaded.append(await services.indexer.add_photo(encode(draw_photo(50)), "t"))
+            added = await services.indexer.add_photo(encode(draw_photo(50)), "t")
+            uploaded.append(added.id)
             rows = await services.catalog.images_by_key(collection.id, [path_key(str(removed))])
             await services.writer.delete(collection, [row.id for row in rows.values()])
         back.write_bytes(photo)

@@ -200,7 +200,7 @@ class _Objects:
         if wanted.labels:
             met &= np.isin(self.labels, wanted.labels)
         if wanted.min_score is not None:
-            met &= self.scores >= wanted.min_score
+            met &= self.scores.astype(np.float32) >= np.float32(wanted.min_score)
         if wanted.min_area is not None:
             met &= self.areas >= wanted.min_area
         return met
@@ -253,7 +253,7 @@ async def _store_many(
     while sum(sizes) < objects:
         sizes.append(min(int(random.integers(1, 5)), objects - sum(sizes)))
     labels = random.choice(len(_LABELS), objects, p=[0.4, 0.2, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05])
-    # Neither is a 32-bit number, and both are met exactly by some of the thresholds.
+    # Scores are no 32-bit numbers here. Both are met exactly by some of the thresholds.
     scores = random.integers(20, 101, objects) / 100
     sides = random.integers(5, 101, objects).astype(np.float64)
     made = [
@@ -298,7 +298,7 @@ def _draw_wanted(random: np.random.Generator, stored: _Objects) -> Wanted:
 
 def _draw_queries(random: np.random.Generator, stored: _Objects) -> NDArray[np.float32]:
     """Vectors of objects, of the crowd's too, moved a little or not at all."""
-    count = int(random.choice([1, 2, 3, 22], p=[0.4, 0.3, 0.2, 0.1]))
+    count = int(random.choice([1, 2, 3, 22], p=[0.4, 0.3, 0.25, 0.05]))
     rows = random.integers(0, len(stored.ids), count)
     rows[random.random(count) < 0.2] = 7
     moved = random.choice([0.0, 0.1]) * random.normal(size=(count, stored.vectors.shape[1]))
@@ -334,11 +334,11 @@ async def test_pages_joined_are_the_ranking_of_brute_force(
     ended = paged = 0
     async with open_services(exact) as services:
         stored = await _store_many(services, random, objects=5000)
-        for case in range(60 if combination == "embedded" else 25):
+        for case in range({"embedded": 50, "milvus": 20, "mysql": 8}[combination]):
             wanted, queries = _draw_wanted(random, stored), _draw_queries(random, stored)
             expected = stored.ranking(queries, wanted)
-            top_k = int(random.choice([1, 2, 7, 50, 300]))
-            hits, end = await _pages(services, queries, wanted, top_k, most=6)
+            top_k = int(random.choice([1, 3, 20, 200]))
+            hits, end = await _pages(services, queries, wanted, top_k, most=4)
             told = f"case {case}: {len(queries)} vectors, {wanted}, pages of {top_k}"
             found = [tuple(each.object.id for each in hit.matches) for hit in hits]
             assert found == [ids for _, ids in expected[: len(hits)]], told

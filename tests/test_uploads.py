@@ -41,6 +41,20 @@ def test_a_photo_of_every_format_is_known_for_one_of_ours(
     assert uploads.files(1) == [path]
 
 
+def test_an_upload_is_known_by_its_path_alone(uploads: UploadFolder, tmp_path: Path) -> None:
+    path = uploads.path(7, SHA256, "JPEG")
+    assert uploads.is_upload(path, 7)  # whether it is there or not
+    others = [
+        path.with_name("holiday.jpeg"),
+        path.parent / "folder" / path.name,
+        path.parent / ".." / "7" / path.name,
+        tmp_path / "uploads" / ("d" * 32) / "7" / path.name,
+        tmp_path / path.name,
+    ]
+    assert not any(uploads.is_upload(other, 7) for other in others)
+    assert not uploads.is_upload(path, 8)  # another collection has loaded the folder of uploads
+
+
 def test_writing_again_replaces(uploads: UploadFolder) -> None:
     path = uploads.path(1, SHA256, "PNG")
     uploads.write(path, b"one")

@@ -77,8 +77,8 @@ async def upload(request: web.Request) -> web.Response:
     else:
         raise InvalidInput(f"{_missing_photo(request)}, or a 'url' to fetch it from")
     with in_time(request):
-        image_id = await services(request).indexer.add_photo(data, table)
-    return web.json_response(f"Successfully loaded data: {image_id}")
+        photo = await services(request).indexer.add_photo(data, table)
+    return web.json_response(f"Successfully loaded data: {photo.id}")
 
 
 async def drop(request: web.Request) -> web.Response:
@@ -163,7 +163,6 @@ _TABLE = Parameter(
     "collection; DEFAULT_TABLE where it is not given, or empty",
     {"type": "string", "pattern": f"^({NAME_PATTERN})?$", "maxLength": MAX_NAME_LENGTH},
 )
-_URL = {"type": "string", "format": "uri", "pattern": "^https?://"}
 _FILE = {"type": "string", "format": "binary"}
 _TOP_K = {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K}
 _TEXT = {"type": "string"}
@@ -234,7 +233,7 @@ OPERATIONS: Final = (
         query=(_TABLE,),
         form=(
             Parameter(_PHOTO_FIELD, "the photo", _FILE),
-            Parameter("url", "where to fetch the photo from, where there is no photo", _URL),
+            Parameter("url", "where to fetch the photo from, where there is no photo"),
         ),
         form_needs_one=True,
         errors=(400, 403, 409, 413, 415, 502, 503),

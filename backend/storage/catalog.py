@@ -56,6 +56,7 @@ __all__ = [
     "NewImage",
     "NewObject",
     "ObjectPlace",
+    "PhotoHashes",
     "StoredImage",
     "TouchedImage",
     "new_store",
@@ -114,7 +115,11 @@ class CountedCollection:
 
 @dataclass(frozen=True)
 class Image:
-    """A photo's row. `size` in bytes; `width` and `height` of the upright photo, 0 if unknown."""
+    """A photo's row. `size` in bytes; `width` and `height` of the upright photo, 0 if unknown.
+
+    `phash` is None for a photo that has none (`vision.perceptual_hash`), that has failed, or that
+    was indexed before there were such hashes.
+    """
 
     id: int
     collection_id: int
@@ -127,6 +132,7 @@ class Image:
     height: int
     state: ImageState
     error: str | None
+    phash: int | None
 
 
 @dataclass(frozen=True)
@@ -151,6 +157,7 @@ class NewImage:
     height: int = 0
     objects: Sequence[NewObject] = field(default=())
     error: str | None = None
+    phash: int | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +176,15 @@ class TouchedImage:
     id: int
     size: int
     mtime_ns: int
+
+
+@dataclass(frozen=True)
+class PhotoHashes:
+    """By what an indexed photo is told to be the same as another, or like it."""
+
+    id: int
+    sha256: str
+    phash: int | None
 
 
 @dataclass(frozen=True)
@@ -756,6 +772,46 @@ class Catalog:
         )
         return int(row[0])
 
+    async def hashes(self, collection_id: int) -> AsyncIterator[list[PhotoHashes]]:
+        """Those of a collection's indexed photos, page by page in the order of their ids."""
+        last = 0
+        while True:
+            rows = await self._rows(
+                sa.select(_images.c.id, _images.c.sha256, _images.c.phash)
+                .where(
+                    _images.c.collection_id == collection_id,
+                    _images.c.state == "indexed",
+                    _images.c.id > last,
+                )
+                .order_by(_images.c.id)
+                .limit(_IDS_PER_PAGE)
+            )
+            if not rows:
+                return
+            yield [PhotoHashes(**row._mapping) for row in rows]
+            last = rows[-1].id
+
+    async def set_phashes(self, hashes: Mapping[PhotoHashes, int]) -> None:
+        """Stores perceptual hashes of photos whose bytes are still the same."""
+        change = (
+            sa.update(_images)
+            .where(
+                _images.c.id == sa.bindparam("image_id"),
+                _images.c.sha256 == sa.bindparam("of_bytes"),
+            )
+            .values(phash=sa.bindparam("new_phash"))
+        )
+        rows = [
+            {"image_id": photo.id, "of_bytes": photo.sha256, "new_phash": phash}
+            for photo, phash in hashes.items()
+        ]
+
+        async def write(connection: AsyncConnection) -> None:
+            await connection.execute(change, rows)
+
+        if rows:
+            await self._database.write(write)
+
     # Objects
 
     async def places(self, object_ids: Sequence[int]) -> dict[int, ObjectPlace]:
@@ -991,6 +1047,7 @@ def _image_row(collection_id: int, image: NewImage) -> dict[str, Any]:
         "height": image.height,
         "state": "pending",
         "error": None,
+        "phash": image.phash,
     }
 
 

@@ -55,6 +55,7 @@ images = sa.Table(
     sa.Column("height", sa.Integer, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("error", sa.Text),
+    sa.Column("phash", sa.BigInteger),
     sa.UniqueConstraint("collection_id", "path_key"),
     sa.Index("images_by_state", "collection_id", "state"),
     sa.Index("images_by_path", "path_key"),

@@ -120,8 +120,8 @@ class ObjectFilter:
 
     Attributes:
         labels: any of them; none is no condition.
-        min_score: the least score. Milvus keeps scores in 32 bits, to which this is rounded too:
-            a row whose score is greater than that, or the same, in 64 bits is always among them.
+        min_score: the least score. Milvus keeps scores in 32 bits, to which this is rounded too: it
+            means what comparing both as 32-bit numbers does.
         image_ids: only rows of these photos; None is no condition, and () no row.
         not_image_ids: no rows of these photos.
     """

@@ -28,6 +28,7 @@ from backend.storage.catalog import (
     LoadRow,
     NewImage,
     NewObject,
+    PhotoHashes,
     TouchedImage,
     new_store,
     path_key,
@@ -265,6 +266,7 @@ async def test_a_photo_is_pending_with_its_objects_until_it_is_finished(catalog:
         height=480,
         state="indexed",
         error=None,
+        phash=None,
     )
     assert await catalog.count_images(collection.id) == 1
     assert await catalog.indexed_image([path_key("/a.jpg")]) == image
@@ -309,6 +311,58 @@ async def test_a_changed_photo_takes_all_its_new_values_and_is_pending_again(
     assert (image.id, image.state) == (stored.id, "pending")
     assert (image.sha256, image.size, image.mtime_ns) == ("ef" * 32, 2000, 5)
     assert (image.width, image.height) == (10, 20)
+
+
+_PHASHES = (0, 1, -1, 2**63 - 1, -(2**63), None)
+
+
+async def _hashes(catalog: Catalog, collection: Collection) -> list[PhotoHashes]:
+    return [photo async for page in catalog.hashes(collection.id) for photo in page]
+
+
+async def test_perceptual_hashes_are_kept_to_the_bit(catalog: Catalog) -> None:
+    collection = await ensure(catalog)
+    news = [replace(new_photo(f"/{value}"), phash=value) for value in _PHASHES]
+    stored = await catalog.begin_images(collection.id, news)
+    ids = [image.id for image in stored]
+    assert await _hashes(catalog, collection) == []  # while they are pending
+    await catalog.finish_images(ids, {})
+    assert [image.phash for image in await catalog.images_by_id(ids)] == list(_PHASHES)
+    assert await _hashes(catalog, collection) == [
+        PhotoHashes(image_id, "cd" * 32, phash)
+        for image_id, phash in zip(ids, _PHASHES, strict=True)
+    ]
+
+
+async def test_hashes_are_those_of_a_collection_s_indexed_photos_in_pages_of_any_size(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.storage.catalog._IDS_PER_PAGE", 3)
+    collection, other = await ensure(catalog), await ensure(catalog, "other")
+    ids = await index(catalog, collection, [f"/{number}" for number in range(8)], [CAT])
+    await index(catalog, other, ["/0"], [CAT])
+    await catalog.begin_delete_images(ids[2:3])
+    await catalog.fail_photos(ids[5:6], "gone")
+    left = [ids[number] for number in (0, 1, 3, 4, 6, 7)]
+    pages = [[photo.id for photo in page] async for page in catalog.hashes(collection.id)]
+    assert pages == [left[:3], left[3:]]
+
+
+async def test_hashes_that_were_found_later_are_kept_of_the_same_bytes_only(
+    catalog: Catalog,
+) -> None:
+    collection = await ensure(catalog)
+    first, second, third = await index(catalog, collection, ["/a", "/b", "/c"], [CAT])
+    for _ in range(2):
+        await catalog.set_phashes(
+            {PhotoHashes(first, "cd" * 32, None): -5, PhotoHashes(second, "ef" * 32, None): 6}
+        )
+    assert [(photo.id, photo.phash) for photo in await _hashes(catalog, collection)] == [
+        (first, -5),
+        (second, None),
+        (third, None),
+    ]
+    await catalog.set_phashes({})
 
 
 async def test_the_same_path_in_two_collections_is_two_photos(catalog: Catalog) -> None:
@@ -651,7 +705,26 @@ async def test_places_are_those_of_indexed_photos_alone(catalog: Catalog) -> Non
     place = places[objects[0]]
     assert (place.image_id, place.path, place.label) == (stored[0].id, "/indexed", "cat")
     assert (place.score, place.box) == (0.75, (1.0, 2.0, 30.5, 40.25))
+    assert (place.sha256, place.width, place.height) == ("cd" * 32, 640, 480)
+    assert await catalog.collections_of_objects([*objects, 10**9]) == {objects[0]: collection.id}
     assert await catalog.object_ids(collection.id) == {objects[0]}
+
+
+async def test_labels_are_those_of_the_collections_indexed_photos_to_the_letter(
+    catalog: Catalog,
+) -> None:
+    one, two = await ensure(catalog, "one"), await ensure(catalog, "two")
+    labels = ["cat", "cat ", "Dog", "é", "it's", '" or 1=1 --', ""]
+    await index(catalog, one, ["/a", "/b"], [NewObject(label, 0.5, CAT.box) for label in labels])
+    await index(catalog, two, ["/a"], [NewObject("bus", 0.5, CAT.box)])
+    hidden = [NewObject("hidden", 0.5, CAT.box)]
+    await catalog.begin_images(one.id, [new_photo("/pending", hidden)])
+    others = ["bus", "hidden", "Cat", "dog", "e\u0301", "e", "it", " cat", "cat  ", "%", "' or '"]
+    assert await catalog.labels_among(one.id, [*others, *labels]) == set(labels)
+    assert await catalog.labels_among(one.id, ["cat "]) == {"cat "}
+    assert await catalog.labels_among(two.id, labels) == set()
+    assert await catalog.labels_among(two.id, ["bus"]) == {"bus"}
+    assert await catalog.labels_among(one.id, []) == set()
 
 
 async def test_the_first_key_that_is_indexed_wins(catalog: Catalog) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from backend.errors import ConfigurationError
 from backend.storage import migrations
-from backend.storage.catalog import Catalog, KeptAnswer, path_key
+from backend.storage.catalog import Catalog, KeptAnswer, PhotoHashes, path_key
 from backend.storage.databases import MySQLDatabase
 from backend.storage.tables import metadata
 from tests.engines.mariadb import MariaDBProcess
@@ -169,6 +169,9 @@ async def test_a_catalog_from_before_the_revisions_keeps_all_its_rows(tmp_path: 
             ("/a", "indexed", None),
             ("/b", "failed", "bad"),
         ]
+        assert [image.phash for image in images] == [None, None]
+        await catalog.set_phashes({PhotoHashes(7, "cd" * 32, None): -(2**63)})
+        assert [image.phash for image in await catalog.images_by_id([7])] == [-(2**63)]
         [place] = (await catalog.places([21])).values()
         assert (place.path, place.score, place.box) == ("/a", 0.1, (1.0, 2.0, 30.5, 40.25))
         assert [load.id for load in await catalog.running_loads()] == [5]
@@ -190,7 +193,7 @@ async def test_a_catalog_of_a_newer_version_is_refused_and_left_as_it_is(
 
     await catalog._database.write(stamp)
     await catalog.close()
-    with pytest.raises(ConfigurationError, match=r"newer version .* 9999, .* 0003"):
+    with pytest.raises(ConfigurationError, match=r"newer version .* 9999, .* 0004"):
         await open_catalog()
 
 

@@ -1,20 +1,25 @@
 """What both engines do alike: Milvus Lite and a Milvus server, really."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import numpy as np
 import pytest
 import pytest_asyncio
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from backend.errors import EngineUnavailable, ServiceError
+from backend.errors import EngineUnavailable, InvalidInput, ServiceError
 from backend.storage.vectors import (
     MAX_HITS,
     MilvusLite,
     MilvusOptions,
     MilvusServer,
+    ObjectFilter,
     ObjectVector,
+    _string,
 )
 from tests.engines.milvus import MilvusProcess
 
@@ -115,6 +120,20 @@ async def test_a_collection_may_be_made_again_and_keeps_its_rows(
     await vectors.upsert(store, _rows(_unit(3)))
     await vectors.create(store, DIMENSION)
     assert await vectors.ids(store) == {1, 2, 3}
+
+
+async def test_vectors_are_given_back_as_they_were_written(vectors: Engine, store: str) -> None:
+    units = _unit(600)
+    await vectors.upsert(store, _rows(units))
+    wanted = [7, 600, 1, *range(300, 590), 601, 10**12]
+    found = await vectors.vectors(store, wanted)
+    assert set(found) == set(wanted) - {601, 10**12}
+    for id_, vector in found.items():
+        assert vector.dtype == np.float32
+        np.testing.assert_array_equal(vector, units[id_ - 1])
+    await vectors.delete(store, [7])
+    assert set(await vectors.vectors(store, [7, 8])) == {8}
+    assert await vectors.vectors(store, []) == {}
 
 
 async def test_rows_of_the_same_id_are_replaced(vectors: Engine, store: str) -> None:
@@ -248,6 +267,161 @@ async def test_any_label_that_the_catalog_takes_is_taken(
     assert [row["label"] for row in stored] == [label]
 
 
+# Conditions
+
+_LABELS = [
+    *("cat", "cats", "cat ", " cat", "Cat", "", " ", "it's", "c_t", "c%", "%", "_", "100%"),
+    *('"', "'", '""', "\\", "\\\\", '\\"', "'\\''", "a'\"\\;]", "[", "]", '"]', "{label}", "{}"),
+    *(
+        "\n",
+        "\r\n",
+        "a\nb",
+        "a\\\nb",
+        "anb",
+        "\t",
+        "\x00",
+        "a\x00b",
+        "\x7f",
+        "\x01\x07\x08\x0b\x0c",
+    ),
+    *("\\n", "\\r\\n", "\\t", "\\x41", "\\101", "\\u0041", "A", "??/", "$meta", 'R"(cat)"', "u8"),
+    *("é", "e\u0301", "漢", "\N{CAT FACE}", "\U0010ffff", "\u2028", "\x85", "\ufeff"),
+    *('" or id > 0 or "', "' or id > 0 or '", '"] or id > 0 or label in ["', '\\" or id > 0 //'),
+    *("漢" * 200, "\\" * 200, '"' * 200),
+]
+
+
+async def test_a_label_finds_its_own_rows_and_no_others_whatever_it_holds(
+    vectors: Engine, store: str
+) -> None:
+    units = _unit(2 * len(_LABELS))
+    rows = [
+        ObjectVector(index + 1, 1, _LABELS[index // 2], 0.5, unit)
+        for index, unit in enumerate(units)
+    ]
+    await vectors.upsert(store, rows)
+    for index, label in enumerate(_LABELS):
+        [hits] = await vectors.search(store, units[:1], 500, ObjectFilter(labels=(label,)))
+        assert sorted(hit.object_id for hit in hits) == [2 * index + 1, 2 * index + 2], label
+    for chosen in (_LABELS[::2], _LABELS[1::3], _LABELS):
+        [hits] = await vectors.search(store, units[:1], 500, ObjectFilter(labels=tuple(chosen)))
+        assert {_LABELS[(hit.object_id - 1) // 2] for hit in hits} == set(chosen)
+        assert len(hits) == 2 * len(chosen)
+    [hits] = await vectors.search(store, units[:1], 500, ObjectFilter(labels=("no such",)))
+    assert hits == []
+
+
+async def test_a_label_is_found_or_refused_in_words_where_a_line_ends_in_it_in_another_way(
+    vectors: Engine, store: str
+) -> None:
+    [unit] = _unit(1)
+    await vectors.upsert(store, [ObjectVector(1, 1, "a\rb", 0.5, unit)])
+    search = vectors.search(store, unit[np.newaxis], 5, ObjectFilter(labels=("a\rb",)))
+    if vectors.is_server:
+        [[hit]] = await search
+        assert hit.object_id == 1
+    else:
+        with pytest.raises(InvalidInput, match=r"Milvus Lite cannot .* label 'a\\rb'.*leave this"):
+            await search
+
+
+@given(st.text(st.sampled_from("\"'\\\r\nx") | st.characters(codec="utf-8")))
+async def test_no_text_ends_the_literal_that_it_is_in(text: str) -> None:
+    # As Milvus' grammar has it (Plan.g4, StringLiteral).
+    literal = re.compile(r'"(?:[^"\\\r\n]|\\[^\r\n]|\\\n|\\\r\n)*"')
+    assert literal.fullmatch(_string(text, MilvusServer._line_breaks, "Milvus"))
+    if "\r" in text.replace("\r\n", ""):
+        with pytest.raises(InvalidInput):
+            _string(text, MilvusLite._line_breaks, "Milvus Lite")
+    else:
+        assert literal.fullmatch(_string(text, MilvusLite._line_breaks, "Milvus Lite"))
+
+
+async def test_a_score_meets_the_threshold_as_32_bit_numbers_compare(
+    vectors: Engine, store: str
+) -> None:
+    random = np.random.default_rng(4)
+    near = np.float32(0.7)
+    scores = [
+        *(0.0, 1e-9, 0.1, 0.2, 0.3, 0.5, 0.6999999, 0.7, 0.7000001, 0.9999999, 1.0),
+        *(float(near), float(np.nextafter(near, np.float32(0))), 0.7 + 1e-12, 0.7 - 1e-12),
+        *random.random(100).tolist(),
+    ]
+    units = _unit(len(scores))
+    rows = [
+        ObjectVector(index, 1, "cat", score, unit)
+        for index, (score, unit) in enumerate(zip(scores, units, strict=True), 1)
+    ]
+    await vectors.upsert(store, rows)
+    for threshold in [*scores[:20], -1.0, 2.0, 1, 5e-324]:
+        where = ObjectFilter(min_score=threshold)
+        [hits] = await vectors.search(store, units[:1], 500, where)
+        assert {hit.object_id for hit in hits} == {
+            row.id for row in rows if np.float32(row.score) >= np.float32(threshold)
+        }, threshold
+
+
+async def test_all_conditions_together_are_those_of_a_sorted_list_of_all_rows(
+    vectors: Engine, store: str
+) -> None:
+    random = np.random.default_rng(5)
+    units, queries = _unit(3000), _unit(3, seed=1)
+    labels = random.choice(["cat", "dog", "it's"], 3000)
+    scores = random.random(3000)
+    rows = [
+        ObjectVector(i + 1, 100 + i // 2, str(labels[i]), float(scores[i]), units[i])
+        for i in range(3000)
+    ]
+    await vectors.upsert(store, rows)
+    everyone = tuple(range(100, 1600))
+    for where in (
+        ObjectFilter(image_ids=()),
+        ObjectFilter(image_ids=everyone),  # more than one expression names
+        ObjectFilter(image_ids=(*everyone[::2], *everyone[::2], 10**12), labels=("cat", "it's")),
+        ObjectFilter(not_image_ids=everyone[:1400]),
+        ObjectFilter(("dog",), 0.5, everyone[100:900], everyone[300:600]),
+        ObjectFilter(image_ids=everyone[:3], not_image_ids=everyone[1:2]),
+    ):
+        allowed = [
+            row
+            for row in rows
+            if (not where.labels or row.label in where.labels)
+            and (where.min_score is None or np.float32(row.score) >= np.float32(where.min_score))
+            and (where.image_ids is None or row.image_id in where.image_ids)
+            and row.image_id not in where.not_image_ids
+        ]
+        answers = await vectors.search(store, queries, 50, where)
+        assert len(answers) == 3
+        for query, hits in zip(queries, answers, strict=True):
+            allowed.sort(key=lambda row: float(((row.vector - query) ** 2).sum()))
+            assert [(hit.object_id, hit.image_id) for hit in hits] == [
+                (row.id, row.image_id) for row in allowed[:50]
+            ]
+
+
+# Vectors
+
+
+async def test_vectors_come_back_as_they_were_written_as_far_as_they_are_there(
+    vectors: Engine, store: str
+) -> None:
+    units = _unit(450)
+    await vectors.upsert(store, _rows(units))
+    await vectors.delete(store, [7])
+    found = await vectors.vectors(store, [*range(450, 0, -1), 3, 424_242])  # several requests
+    assert sorted(found) == [*range(1, 7), *range(8, 451)]
+    for id_, vector in found.items():
+        assert vector.dtype == np.float32
+        np.testing.assert_array_equal(vector, units[id_ - 1])
+    assert await vectors.vectors(store, []) == {}
+
+
+async def test_a_vector_that_was_replaced_is_read_anew_at_once(vectors: Engine, store: str) -> None:
+    for unit in _unit(20):
+        await vectors.upsert(store, [ObjectVector(1, 1, "cat", 0.5, unit)])
+        np.testing.assert_array_equal((await vectors.vectors(store, [1]))[1], unit)
+
+
 # Collections
 
 
@@ -284,6 +458,7 @@ async def test_dropping_what_was_never_made_is_fine(vectors: Engine, store: str)
         lambda vectors: vectors.delete_images("never_made", [1]),
         lambda vectors: vectors.delete("never_made", [1]),
         lambda vectors: vectors.ids("never_made"),
+        lambda vectors: vectors.vectors("never_made", [1]),
     ],
 )
 async def test_a_collection_that_is_gone_is_named_as_the_cause(

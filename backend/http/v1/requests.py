@@ -34,8 +34,8 @@ _Where = Literal["path", "query", "header", "body"]
 PHOTO_FIELD: Final = "image"
 _JSON: Final = "application/json"
 _MAX_ID: Final = 2**63 - 1
-_CHANGES: Final = frozenset({"cursor"})
-"""Parameters that differ from page to page."""
+_CHANGES: Final = frozenset({"cursor", "limit", "top_k"})
+"""Parameters that may differ from page to page."""
 
 
 class InvalidFields(InvalidInput):
@@ -162,17 +162,14 @@ def path_id(request: web.Request) -> int:
 
 
 def read_region(text: str) -> tuple[float, float, float, float]:
-    """A frame, x1,y1,x2,y2 in pixels of the upright photo.
+    """A frame, x1,y1,x2,y2 in pixels of the upright photo, from a text of four numbers.
 
     Raises:
-        InvalidFields: these are not four numbers, or the frame is empty.
+        InvalidFields: the frame is empty.
     """
-    try:
-        x1, y1, x2, y2 = map(float, text.split(","))
-    except ValueError:
-        x1 = y1 = x2 = y2 = math.nan
-    if not all(map(math.isfinite, (x1, y1, x2, y2))) or x1 >= x2 or y1 >= y2:
-        detail = "it must be x1,y1,x2,y2 in pixels of the upright photo, x1 < x2 and y1 < y2"
+    x1, y1, x2, y2 = map(float, text.split(","))
+    if x1 >= x2 or y1 >= y2:
+        detail = "it must be x1,y1,x2,y2 with x1 < x2 and y1 < y2"
         raise InvalidFields([FieldProblem(where="query", name="region", detail=detail)])
     return x1, y1, x2, y2
 

@@ -6,7 +6,7 @@ Distances are squared L2 of unit vectors, 2 - 2 cos: 0 for the same, 4 for oppos
 
 from typing import Annotated, Final, Literal
 
-from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AnyHttpUrl, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from backend.names import MAX_NAME_LENGTH, NAME_PATTERN
 from backend.settings import MAX_TOP_K
@@ -14,6 +14,7 @@ from backend.settings import MAX_TOP_K
 __all__ = [
     "MAX_BATCH",
     "Batch",
+    "BatchOptions",
     "BatchResult",
     "Box",
     "CollectionDetail",
@@ -59,6 +60,8 @@ __all__ = [
 MAX_BATCH: Final = 16
 """Photos of one request that searches for several."""
 MAX_PAGE: Final = 500
+MAX_LABELS: Final = 20
+_NUMBER: Final = "[0-9]{1,9}([.][0-9]{0,20})?"
 
 Id = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Box = Annotated[
@@ -79,7 +82,8 @@ _Cursor = Annotated[
     str | None,
     Field(
         None,
-        max_length=2000,
+        max_length=400,
+        pattern="^[A-Za-z0-9_-]+$",
         description="`next_cursor` of the page before, with all other parameters as they were",
     ),
 ]
@@ -214,7 +218,7 @@ class UploadAnswer(_Answer):
 class ThumbnailQuery(_Request):
     """How large a thumbnail is to be."""
 
-    size: Literal[128, 256, 512, 1024] = Field(
+    size: Annotated[Literal[128, 256, 512, 1024], BeforeValidator(int)] = Field(
         256, description="pixels that neither side exceeds; the photo's proportions are kept"
     )
 
@@ -222,8 +226,8 @@ class ThumbnailQuery(_Request):
 # Search
 
 
-class SearchOptions(_Request):
-    """What to search for in a photo, and among what."""
+class BatchOptions(_Request):
+    """What to search for in photos, and among what."""
 
     collection: _CollectionName
     top_k: int | None = Field(
@@ -235,7 +239,7 @@ class SearchOptions(_Request):
         description="search for these of the query photo's objects alone, by their index in"
         " `query.objects`; repeatable",
     )
-    region: Annotated[str, Field(max_length=200)] | None = Field(
+    region: Annotated[str, Field(pattern=f"^{_NUMBER}(,{_NUMBER}){{3}}$")] | None = Field(
         None,
         description="search for what this frame holds, x1,y1,x2,y2 in pixels of the upright photo;"
         " instead of `object`",
@@ -249,7 +253,7 @@ class SearchOptions(_Request):
         "image", description="a hit for each photo, or, with match=any alone, for each object"
     )
     label: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
-        [], max_length=100, description="only objects of this label; repeatable"
+        [], max_length=MAX_LABELS, description="only objects of this label; repeatable"
     )
     min_score: float | None = Field(
         None, ge=0, le=1, description="only objects that the detector is at least so sure of"
@@ -263,6 +267,12 @@ class SearchOptions(_Request):
         description="leave out the query photo itself: what is of the same bytes, or holds the"
         " query object; unset: true for `image_id` and `object_id`, false for a photo that is sent",
     )
+    cursor: _Cursor
+
+
+class SearchOptions(BatchOptions):
+    """The same of one photo, whose hits come page by page."""
+
     cursor: _Cursor
 
 

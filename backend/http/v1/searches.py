@@ -36,6 +36,7 @@ from backend.http.v1.requests import (
 from backend.http.v1.schemas import (
     MAX_BATCH,
     Batch,
+    BatchOptions,
     BatchResult,
     Detected,
     FetchBody,
@@ -108,10 +109,7 @@ async def search_again(request: web.Request) -> web.Response:
 
 async def search_batch(request: web.Request) -> web.Response:
     """Searches with each of several photos; what is wrong with one is the others' no concern."""
-    options = read_query(request, SearchOptions)
-    if options.cursor is not None:
-        detail = "pages of a single search have cursors: go on with GET /api/v1/search?query="
-        raise InvalidFields([FieldProblem(where="query", name="cursor", detail=detail)])
+    options = SearchOptions(**read_query(request, BatchOptions).model_dump())
     photos = await read_photos(request, at_most=MAX_BATCH)
     here = services(request)
 
@@ -265,10 +263,13 @@ async def _search(
     name = options.collection or query.collection or settings.default_table
     if options.match == "all" and options.group_by == "object":
         raise InvalidInput("match=all ranks photos: it does not go with group_by=object")
-    after, identity = None, {"searched": query.photo.id or query.photo.image_id}
+    # A photo that was sent is gone on with by its id: both make the same list.
+    asked = SearchOptions(**options.model_dump(include=set(SearchOptions.model_fields)))
+    identity = {"of": name, "by": query.photo.id or query.photo.image_id}
+    after = None
     if options.cursor is not None:
         kinds = (float, int, int)
-        distance, hit_id, seen = decode_cursor(options.cursor, kinds, options, **identity)
+        distance, hit_id, seen = decode_cursor(options.cursor, kinds, asked, **identity)
         after = Position(distance, hit_id, seen)
     wanted = Wanted(
         labels=tuple(dict.fromkeys(options.label)),
@@ -285,7 +286,7 @@ async def _search(
     cursor = None
     if page.next is not None:
         position = (float(page.next.distance), page.next.id, page.next.seen)
-        cursor = encode_cursor(position, options, **identity)
+        cursor = encode_cursor(position, asked, **identity)
     return SearchAnswer(
         collection=name,
         query=query.photo,
@@ -370,7 +371,7 @@ OPERATIONS: Final = (
         search_batch,
         f"Search with each of up to {MAX_BATCH} photos",
         answer=Batch,
-        query=SearchOptions,
+        query=BatchOptions,
         form=(_PHOTOS,),
         errors=(404, *_OF_PHOTO),
         problems=True,

@@ -1,0 +1,140 @@
+"""`python -m scripts.screenshots`: pictures of the page's main states, its weight and its speed.
+
+Starts a service of its own, loads photos, opens the page in Chromium and writes PNG files. Prints
+when the page first paints and what it weighs.
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import requests
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
+
+from scripts.screenshots.scenes import write_scenes
+from tests.service import REPOSITORY, Service, start
+
+_OUTPUT: Final = REPOSITORY / "docs" / "screenshots"
+_SCENES: Final = 60
+_PAINTS: Final = 7
+_DESKTOP: Final = ViewportSize(width=1280, height=800)
+_PHONE: Final = ViewportSize(width=390, height=760)
+_SETTLED_MS: Final = 500
+_TIMEOUT: Final = 600
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m scripts.screenshots", description=__doc__)
+    parser.add_argument("--photos", type=Path, help="a folder of photos instead of drawn ones")
+    parser.add_argument("--query", type=Path, help="the photo to search with")
+    parser.add_argument("--output", type=Path, default=_OUTPUT, help="default: docs/screenshots")
+    parser.add_argument("--chromium", default="/usr/bin/chromium", help="the browser to use")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        photos = options.photos or folder / "photos"
+        if options.photos is None:
+            write_scenes(photos, _SCENES)
+        query = options.query or sorted(photos.iterdir())[0]
+        with _service(folder, photos) as service, sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path=options.chromium, args=["--no-sandbox"]
+            )
+            _measure(browser, service.url)
+            _take(browser, service.url, query, options.output)
+            browser.close()
+
+
+@contextmanager
+def _service(folder: Path, photos: Path) -> Iterator[Service]:
+    service = start(folder, (), folder / "data")
+    try:
+        load = service.post("/api/v1/loads", json={"folder": str(photos)}).json()
+        # The stream of events ends with the load.
+        requests.get(f"{service.url}/api/v1/loads/{load['id']}/events", timeout=_TIMEOUT)
+        yield service
+    finally:
+        service.stop()
+
+
+def _measure(browser: Browser, url: str) -> None:
+    paints, weights = [], []
+    for _ in range(_PAINTS):
+        context = browser.new_context(viewport=_DESKTOP)  # with nothing in its cache
+        page = context.new_page()
+        page.goto(url)
+        page.locator("h1:visible").wait_for()
+        page.wait_for_load_state("networkidle")
+        paints.append(
+            page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        )
+        weights.append(
+            page.evaluate(
+                """["navigation", "resource"]
+                  .flatMap((type) => performance.getEntriesByType(type))
+                  .filter((entry) => !entry.name.includes("/api/"))
+                  .reduce((sum, entry) => sum + entry.encodedBodySize, 0)"""
+            )
+        )
+        context.close()
+    print(f"first contentful paint: {statistics.median(paints):.0f} ms, the median of {_PAINTS}")
+    print(f"weight: {weights[0] / 1000:.1f} kB as sent, without photos")
+
+
+def _take(browser: Browser, url: str, query: Path, output: Path) -> None:
+    def shoot(page: Page, name: str) -> None:
+        page.mouse.move(1, 1)
+        page.wait_for_load_state("networkidle")
+        page.wait_for_timeout(_SETTLED_MS)
+        path = output / f"{name}.png"
+        page.screenshot(path=path)
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+    def search(page: Page) -> None:
+        page.goto(url)
+        page.get_by_label("Photo to search with").set_input_files(query)
+        page.locator(".results .tile").first.wait_for()
+
+    context = browser.new_context(viewport=_DESKTOP)
+    page = context.new_page()
+    page.goto(url)
+    page.locator(".samples .tile").first.wait_for()
+    shoot(page, "start")
+    search(page)
+    shoot(page, "results")
+    page.locator(".query .outline").first.click()
+    page.locator(".results:not([aria-busy])").wait_for()
+    shoot(page, "object")
+    page.locator(".results .tile").nth(1).click()
+    page.locator("dialog .objects a").first.wait_for()
+    shoot(page, "detail")
+    for view in ("photos", "loads", "collections"):
+        page.goto(f"{url}/?view={view}")
+        if view == "collections":
+            page.locator(".collection summary").first.click()
+            page.locator(".bars a").first.wait_for()
+        shoot(page, view)
+    context.close()
+
+    context = browser.new_context(viewport=_DESKTOP, color_scheme="dark")
+    page = context.new_page()
+    search(page)
+    shoot(page, "dark")
+    context.close()
+
+    context = browser.new_context(
+        viewport=_PHONE, device_scale_factor=2, is_mobile=True, has_touch=True
+    )
+    page = context.new_page()
+    search(page)
+    shoot(page, "phone")
+    context.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -74,7 +74,7 @@ def test_several_objects_are_matched_all_together_when_that_is_chosen(
     for index in range(2, boxes.count()):
         boxes.nth(index).uncheck()
         expect(page).to_have_url(re.compile("object=0&object=1"))
-    page.get_by_role("radio", name="Match all of them").check()
+    page.get_by_role("radio", name="Match all").check()
     expect(page).to_have_url(re.compile("match=all"))
     expect(page.locator(".results .tile").first.locator(".match")).to_have_count(2)
 

@@ -17,9 +17,9 @@ export class CollectionsView {
     this.app = app;
     this.title = "Collections";
     this.heading = h("h1", { tabindex: "-1" }, "Collections");
-    this.message = h("div", {});
+    this.message = h("div", { class: "message" });
     this.list = h("div", { class: "collections" });
-    this.makeError = h("div", {});
+    this.makeError = h("div", { class: "message" });
     const id = uniqueId();
     const hintId = uniqueId();
     this.name = h("input", {

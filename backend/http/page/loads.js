@@ -28,10 +28,10 @@ export class LoadsView {
     this.next = null;
     this.heading = h("h1", { tabindex: "-1" }, "Add photos");
     this.into = h("p", { class: "quiet" });
-    this.folderError = h("div", {});
+    this.folderError = h("div", { class: "message" });
     this.uploads = h("div", { class: "cards" });
     this.list = h("div", { class: "cards" });
-    this.message = h("div", {});
+    this.message = h("div", { class: "message" });
     this.moreButton = button(null, "Earlier loads", () => this.#list(this.next), { hidden: true });
 
     const folderId = uniqueId();
@@ -236,7 +236,7 @@ class LoadCard {
     /** @type {EventSource | null} */
     this.source = null;
     this.progress = new Progress(load.folder);
-    this.error = h("div", {});
+    this.error = h("div", { class: "message" });
     this.element = h("article", { class: "panel load" }, this.progress.element, this.error);
     this.#show();
   }

@@ -36,7 +36,7 @@ export class PhotosView {
     this.summary = h("p", { class: "quiet" });
     this.tabs = h("nav", { class: "tabs", "aria-label": "Which photos" });
     this.chips = new LabelChips((label) => app.router.go({ label }), { single: true });
-    this.message = h("div", {});
+    this.message = h("div", { class: "message" });
     this.element = h(
       "div",
       { class: "browse" },

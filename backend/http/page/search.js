@@ -84,7 +84,7 @@ export class SearchView {
     this.summary = h("p", { class: "quiet" });
     this.chips = new LabelChips((label) => app.router.go({ label }));
     this.choices = h("div", { class: "choices" });
-    this.message = h("div", {});
+    this.message = h("div", { class: "message" });
     this.results = h(
       "div",
       { class: "results" },
@@ -421,7 +421,7 @@ class StartPanel {
       input,
       this.wait,
     );
-    this.message = h("div", {});
+    this.message = h("div", { class: "message" });
     this.samples = h("section", { class: "samples" });
     this.element = h(
       "div",
@@ -614,12 +614,15 @@ class QueryPanel {
     this.frame.show(query.width, query.height, state.region);
     if (this.frame.active) this.#toggleDrawing();
     this.#matchChoice(state, query);
-    const none = query.objects.every(({ label }) => label === "image");
+    const alone = query.objects.length === 1;
     fill(
       this.hint,
-      none
-        ? "No objects were recognized: the photo as a whole is compared. Drag a frame to search for a part of it."
-        : "Click an object to search for it alone, or drag a frame.",
+      alone && query.objects[0].label === "image"
+        ? "No objects were recognized: the photo as a whole is compared. Drag a frame to search for" +
+            " a part of it."
+        : alone
+          ? "Drag a frame over the photo to search for another part of it."
+          : "Click an object to search for it alone, or drag a frame.",
     );
   }
 
@@ -696,7 +699,7 @@ class QueryPanel {
         {},
         h("legend", { class: "hidden" }, "How the chosen objects count"),
         radio("any", "Match any"),
-        radio("all", "Match all of them"),
+        radio("all", "Match all"),
       ),
     );
     if (focused) this.match.querySelector(/** @type {"input"} */ ("input:checked"))?.focus();

@@ -163,7 +163,14 @@ OPERATIONS: Final = (
         "/api/v1/loads/{id}/events",
         load_events,
         "How a load goes: events `progress`, and at its end `end`, with the load as data",
-        answer={"type": "string"},
+        answer={
+            "type": "object",
+            "required": ["event", "data"],
+            "properties": {
+                "event": {"enum": ["progress", "end"]},
+                "data": {"type": "string", "contentMediaType": "application/json"},
+            },
+        },
         media_types=("text/event-stream",),
         path_parameters=_ID,
         errors=(400, 403, 404, 503),

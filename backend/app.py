@@ -41,6 +41,7 @@ from backend.settings import Settings
 from backend.storage.catalog import Catalog, MySQLOptions
 from backend.storage.vectors import MilvusLite, MilvusOptions, MilvusServer, VectorStore
 from backend.thumbnails import Thumbnails
+from backend.tracing import Traces
 from backend.uploads import UploadFolder
 from backend.writing import PhotoWriter
 
@@ -88,17 +89,19 @@ async def open_services(
     Waits for engines that are not there yet, each for itself. A command that may run beside the
     service does not own what it writes to: it neither removes uploaded files that it does not know
     nor gives up photos whose vectors it does not find. One that repairs opens though all are lost.
-    What is measured goes into `figures`.
+    What is measured goes into `figures`; without them traces are sent all the same.
 
     Raises:
         ConfigurationError: the models, the stored data and the settings do not fit together.
     """
-    figures = figures or Metrics()
     # Photos already run side by side; OpenCV splitting each over the cores would only add waits.
     cv2.setNumThreads(1)
     # A damaged photo is reported by us, with its name; OpenCV would print lines of its own.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     async with AsyncExitStack() as stack:
+        if figures is None:
+            figures = Metrics(_traces(settings))
+            await stack.enter_async_context(figures.traces.sending())
         if settings.milvus_host is None or settings.mysql_host is None:
             stack.enter_context(_locked(settings.data_dir))
         _check_uploads(settings.uploads)
@@ -129,7 +132,7 @@ async def open_services(
             owns=owns,
         )
         stack.push_async_callback(writer.close)
-        indexer = Indexer(settings, catalog, analyzer, uploads, writer)
+        indexer = Indexer(settings, catalog, analyzer, uploads, writer, figures)
         stack.push_async_callback(indexer.close)
         await _when_available(partial(writer.recover, repairs=repairs), on_wait)
         if owns:
@@ -144,6 +147,10 @@ async def open_services(
             searcher=Searcher(catalog, vectors, analyzer, figures),
             repairer=Repairer(catalog, vectors, analyzer, writer, indexer),
         )
+
+
+def _traces(settings: Settings) -> Traces:
+    return Traces(settings.otel_exporter_otlp_endpoint, settings.otel_service_name)
 
 
 async def _open_models(
@@ -255,6 +262,9 @@ def create_app(settings: Settings) -> web.Application:
     """The service as an aiohttp application.
 
     It starts with the engines that are there, and answers 503 until all of them are.
+
+    Raises:
+        ConfigurationError: what is to send its traces is not installed.
     """
     app = web.Application(
         middlewares=[
@@ -268,9 +278,10 @@ def create_app(settings: Settings) -> web.Application:
     )
     app[SETTINGS] = settings
     app[RUNNING] = Running()
-    app[METRICS] = Metrics()
+    app[METRICS] = Metrics(_traces(settings))
     app.on_response_prepare.append(middlewares.tell_request_id)
     app.on_response_prepare.append(middlewares.allow_other_origins)
+    app.cleanup_ctx.append(_send_traces)
     app.cleanup_ctx.append(_run_services)
     app.on_shutdown.append(_stop_loads)
     operations = (
@@ -287,6 +298,11 @@ def create_app(settings: Settings) -> web.Application:
     version = importlib.metadata.version(_DISTRIBUTION)
     docs.add_documentation(app, operations, version)
     return app
+
+
+async def _send_traces(app: web.Application) -> AsyncIterator[None]:
+    async with app[METRICS].traces.sending():
+        yield
 
 
 async def _run_services(app: web.Application) -> AsyncIterator[None]:

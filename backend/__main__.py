@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="mend what is found: remove stray vectors and photos that are gone, index again what"
         " lacks vectors or has failed, embed anew what another embedder has filled or the vector"
-        " engine has lost",
+        " engine has lost, hash photos that were indexed before there were perceptual hashes",
     )
     return parser
 
@@ -297,6 +297,8 @@ async def _repair(services: Services, report: CollectionReport) -> None:
         await show_embedding(collection, partial(repairer.embed_anew, collection))
     elif load := await repairer.index_again(report):
         await show_load(load)
+    if count := await repairer.hash_photos(collection):
+        stderr.print(f"{collection.name}: {count} photos have got their perceptual hashes")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from backend.fetching import PhotoFetcher
 from backend.files import lock_file
 from backend.http import compat, docs, health, metrics, middlewares
 from backend.http import services as http
+from backend.http.page import add_page
 from backend.http.services import METRICS, RUNNING, SETTINGS, Running
 from backend.http.v1 import routes
 from backend.indexing import Indexer
@@ -297,6 +298,7 @@ def create_app(settings: Settings) -> web.Application:
             app.router.add_route(operation.method, operation.path, operation.handler)
     version = importlib.metadata.version(_DISTRIBUTION)
     docs.add_documentation(app, operations, version)
+    add_page(app)
     return app
 
 

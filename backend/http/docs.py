@@ -13,17 +13,13 @@ _TITLE = "Image similarity search with object detection"
 
 
 def add_documentation(app: web.Application, operations: Sequence[Operation], version: str) -> None:
-    """Adds the routes that document `operations`; `/` leads there."""
+    """Adds the routes that document `operations`."""
     document = openapi_document(operations, title=_TITLE, version=version)
 
     async def openapi(_request: web.Request) -> web.Response:
         return web.json_response(document)
 
-    async def index(_request: web.Request) -> web.Response:
-        raise web.HTTPFound("/docs")
-
     app.router.add_get("/openapi.json", openapi)
-    app.router.add_get("/", index)
     swagger_ui.api_doc(
         app,
         config=document,

@@ -1,0 +1,99 @@
+"""Photos in, by the page: folders with live progress, files of the browser, what fails and why."""
+
+import re
+from pathlib import Path
+
+from playwright.sync_api import expect
+
+from tests.page.conftest import OpenPage, Site
+from tests.photos import write_photos
+
+
+def test_a_folder_is_loaded_with_live_progress_and_its_failures(
+    open_page: OpenPage, site: Site, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "album", 60, start=3000)
+    (tmp_path / "album" / "damaged.jpg").write_bytes(b"no photo")
+    page = open_page("/?view=loads&collection=album")
+    page.evaluate(
+        """() => {
+          window.seen = new Set();
+          new MutationObserver(() => {
+            const bar = document.querySelector(".load [role=progressbar]");
+            if (bar) window.seen.add(bar.ariaValueNow);
+          }).observe(document.querySelector(".loads"), {
+            subtree: true, childList: true, attributes: true,
+          });
+        }"""
+    )
+    page.get_by_label("Folder", exact=True).fill(str(tmp_path / "album"))
+    page.get_by_role("button", name="Load", exact=True).click()
+    card = page.locator(".load", has_text=str(tmp_path / "album"))
+    expect(card.locator(".state")).to_have_text("Done", timeout=60_000)
+    assert len(page.evaluate("[...window.seen]")) >= 3, "the bar has jumped to its end"
+    expect(card).to_contain_text("61 of 61 photos")
+    expect(card).to_contain_text("60 added")
+    card.get_by_text("1 photo failed").click()
+    expect(card.locator(".failures li")).to_contain_text("damaged.jpg")
+    expect(card.locator(".failures li")).to_contain_text("no image")
+    page.reload()
+    expect(page.locator(".load", has_text=str(tmp_path / "album"))).to_contain_text("60 added")
+    page.get_by_role("navigation", name="Views").get_by_role("link", name="Photos").click()
+    expect(page.get_by_role("link", name="60 indexed")).to_be_visible()
+
+
+def test_a_load_is_cancelled_and_resumed(open_page: OpenPage, site: Site, tmp_path: Path) -> None:
+    write_photos(tmp_path / "long", 150, start=4000)
+    page = open_page("/?view=loads&collection=long")
+    page.get_by_label("Folder", exact=True).fill(str(tmp_path / "long"))
+    page.get_by_role("button", name="Load", exact=True).click()
+    card = page.locator(".load", has_text=str(tmp_path / "long"))
+    card.get_by_role("button", name="Cancel").click()
+    expect(card.locator(".state")).to_have_text("Cancelled")
+    card.get_by_role("button", name="Resume").click()
+    expect(card.locator(".state")).to_have_text("Done", timeout=60_000)
+    expect(card).to_contain_text("150 of 150 photos")
+
+
+def test_a_folder_that_is_none_is_refused_in_words(open_page: OpenPage) -> None:
+    page = open_page("/?view=loads")
+    page.get_by_label("Folder", exact=True).fill("/no/such/folder")
+    page.get_by_role("button", name="Load", exact=True).click()
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("/no/such/folder")
+    expect(alert).not_to_contain_text(re.compile(r"\b400\b"))
+
+
+def test_files_are_sent_a_few_at_a_time_and_what_is_refused_is_listed(
+    open_page: OpenPage, site: Site, tmp_path: Path
+) -> None:
+    photos = write_photos(tmp_path, 20, start=5000)
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no photo")
+    page = open_page("/?view=loads&collection=sent")
+    requests: list[str] = []
+    page.on("request", lambda each: requests.append(each.url) if each.method == "POST" else None)
+    page.get_by_label("Photos of this device").set_input_files([*photos, broken])
+    card = page.locator(".load", has_text="21 photos from this device")
+    expect(card.locator(".state")).to_have_text("Done", timeout=60_000)
+    expect(card).to_contain_text("20 added")
+    card.get_by_text("1 photo failed").click()
+    expect(card.locator(".failures li")).to_contain_text("broken.jpg")
+    assert len([url for url in requests if "/images?" in url]) == 3
+    page.get_by_label("Photos of this device").set_input_files(photos[:2])
+    again = page.locator(".load", has_text="2 photos from this device")
+    expect(again).to_contain_text("2 were there before")
+
+
+def test_an_upload_goes_on_after_the_service_was_out_of_reach(
+    open_page: OpenPage, tmp_path: Path
+) -> None:
+    photos = write_photos(tmp_path, 3, start=6000)
+    page = open_page("/?view=loads&collection=patient")
+    page.context.set_offline(True)
+    page.get_by_label("Photos of this device").set_input_files(photos)
+    card = page.locator(".load", has_text="3 photos from this device")
+    expect(card).to_contain_text("It goes on by itself")
+    page.context.set_offline(False)
+    expect(card.locator(".state")).to_have_text("Done")
+    expect(card).to_contain_text("3 added")

@@ -349,10 +349,10 @@ async def _run_until(
         await _when_available(opened.indexer.resume_loads, on_wait)
         fetcher = PhotoFetcher(allowed=settings.may_fetch_urls, max_bytes=settings.max_upload_bytes)
         queries = QueryPhotos(
-            settings.data_dir / "queries", opened.analyzer, max_bytes=settings.query_cache_bytes
+            settings.queries, opened.analyzer, max_bytes=settings.query_cache_bytes
         )
         thumbnails = Thumbnails(
-            settings.data_dir / "thumbnails",
+            settings.thumbnails,
             max_bytes=settings.thumbnail_cache_bytes,
             max_pixels=settings.max_pixels,
         )

@@ -137,10 +137,7 @@ def _describe(operation: Operation, references: Mapping[Any, Any]) -> dict[str, 
     if operation.form:
         content["multipart/form-data"] = {"schema": _form(operation)}
     if content:
-        described["requestBody"] = {
-            "content": content,
-            "required": operation.body is not None or any(part.required for part in operation.form),
-        }
+        described["requestBody"] = {"content": content, "required": True}
     return described
 
 

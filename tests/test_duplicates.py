@@ -392,7 +392,7 @@ async def test_a_photo_that_is_removed_meanwhile_is_in_no_group(shelf: _Shelf) -
             return found
 
     finder = DuplicateFinder(shelf.catalog, Removing(shelf.vectors.stores))  # type: ignore[arg-type]
-    [group] = await finder.in_collection("photos", limit=10)
+    [group] = await finder.in_collection("photos", limit=1)  # the page is full all the same
     assert [image.id for image in group.images] == [pair, pair_too]
     assert await finder.of_image(one) == []
 

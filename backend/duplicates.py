@@ -181,7 +181,13 @@ class DuplicateFinder:
             objects = await self._objects(collection, firsts) if firsts else {}
             groups += await asyncio.to_thread(_confirmed, some, objects, limits)
             groups = sorted(group for group in groups if group[0] > after)
-        return await self._described(groups[:limit])
+        found = await self._described(groups[:limit])
+        if len(found) < min(limit, len(groups)):
+            # Photos were removed meanwhile; a page that is not full would pass for the last one.
+            return await self.in_collection(
+                name, after=after, limit=limit, max_distance=max_distance, max_bits=max_bits
+            )
+        return found
 
     async def _photos(self, collection: Collection) -> list[PhotoHashes]:
         return [photo async for page in self._catalog.hashes(collection.id) for photo in page]

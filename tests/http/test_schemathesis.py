@@ -10,13 +10,21 @@ from tests.photos import draw_photo, encode, write_photos
 from tests.service import REPOSITORY, start
 
 LEAST_CASES = 2000
-HOOKS = 'hooks = "tests.http.schemathesis_hooks"\n'
+CONFIGURATION = """
+hooks = "tests.http.schemathesis_hooks"
+
+# Forms of the existing endpoints, of which their schemas cannot say that they need a photo or a URL,
+# and that the names of fields that are passed over must be readable: they may be answered 400.
+[[operations]]
+include-path = ["/img/search", "/img/upload"]
+checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "403"]
+"""
 
 
 def test_generated_requests_are_answered_as_documented(tmp_path: Path) -> None:
     """All of Schemathesis' checks, over all endpoints: no failure."""
     write_photos(tmp_path / "folder", 2)
-    (tmp_path / "schemathesis.toml").write_text(HOOKS)
+    (tmp_path / "schemathesis.toml").write_text(CONFIGURATION)
     service = start(tmp_path, ("--url-fetch", "false"), tmp_path / "data")
     try:
         photo = {"image": encode(draw_photo(0))}

@@ -1,5 +1,6 @@
 """What every request passes: an id, a line in the log, errors as answers, other origins."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -68,6 +69,10 @@ async def log_requests(request: web.Request, handler: Handler) -> web.StreamResp
     with figures.request_in_flight(), stage_times() as times:
         try:
             response = await handler(request)
+        except asyncio.CancelledError:
+            # The client has gone, or the service stops: there is nobody to be answered.
+            _log.info("request.cancelled", method=request.method, path=request.path)
+            raise
         except web.HTTPException as redirect:  # all others are answers by now
             _tell(request, redirect.status, time.perf_counter() - start, times)
             raise

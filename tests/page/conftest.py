@@ -10,7 +10,7 @@ import pytest
 import requests
 from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 
-from tests.engines.confined import missing_engine
+from tests.engines.process import missing_engine
 from tests.photos import draw_photo, encode, write_photos
 from tests.service import REPOSITORY, Service, start
 

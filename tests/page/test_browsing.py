@@ -11,7 +11,9 @@ from tests.photos import draw_photo, encode
 def test_a_collections_photos_are_listed_with_their_number(open_page: OpenPage) -> None:
     page = open_page("/?view=photos")
     expect(page.get_by_role("link", name=f"{PHOTOS} indexed")).to_be_visible()
-    expect(page.locator(".grid li").first.locator("img")).to_have_attribute("alt", "photo 0010.jpg")
+    expect(page.locator(".grid li").first.locator("img")).to_have_attribute(
+        "alt", re.compile(r"^photo 00\d\d\.jpg$")
+    )
 
 
 def test_photos_that_failed_are_listed_with_their_reasons(open_page: OpenPage) -> None:
@@ -33,6 +35,7 @@ def test_a_label_shows_only_photos_that_hold_it(open_page: OpenPage) -> None:
     chip.click()
     expect(page).to_have_url(re.compile(f"label={label}"))
     expect(page.locator(".chip[aria-pressed=true]")).to_have_count(1)
+    expect(page.locator(".browse[aria-busy]")).to_have_count(0)
     page.locator(".tile").first.click()
     expect(page.locator("dialog .objects")).to_contain_text(str(label))
 
@@ -73,21 +76,25 @@ def test_a_photos_details_open_step_on_and_close_where_they_began(
     open_page: OpenPage, site: Site
 ) -> None:
     page = open_page("/?view=photos")
+    third, fourth = (
+        str(page.locator(f"li[aria-posinset='{place}'] img").get_attribute("alt"))
+        for place in (3, 4)
+    )
     page.locator("li[aria-posinset='3'] a").click()
     dialog = page.get_by_role("dialog")
-    expect(dialog.get_by_role("heading", name="photo 0012.jpg")).to_be_visible()
-    expect(dialog).to_contain_text(str(site.folder / "photos" / "photo 0012.jpg"))
-    expect(dialog).to_contain_text("320 × 240 pixels")
+    expect(dialog.get_by_role("heading", name=third)).to_be_visible()
+    expect(dialog).to_contain_text(str(site.folder / "photos" / third))
+    expect(dialog).to_contain_text("320 \u00d7 240 pixels")
     expect(dialog.locator(".stage .outline").first).to_be_visible()
     address = page.url
     page.keyboard.press("ArrowRight")
-    expect(dialog.get_by_role("heading", name="photo 0013.jpg")).to_be_visible()
+    expect(dialog.get_by_role("heading", name=fourth)).to_be_visible()
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
     assert "photo=" not in page.url
     expect(page.locator("li[aria-posinset='4'] a")).to_be_focused()
     shared = open_page(address.removeprefix(site.url))
-    expect(shared.get_by_role("heading", name="photo 0012.jpg")).to_be_visible()
+    expect(shared.get_by_role("heading", name=third)).to_be_visible()
     shared.get_by_role("button", name="Close").click()
     expect(shared.get_by_role("dialog")).to_be_hidden()
 
@@ -96,7 +103,8 @@ def test_back_closes_a_photo_and_keeps_the_place(open_page: OpenPage) -> None:
     page = open_page("/?view=photos&collection=many")
     expect(page.locator(".tile").first).to_be_visible()
     page.mouse.wheel(0, 700)
-    page.wait_for_function("scrollY >= 600")
+    while page.evaluate("scrollY") < 600:
+        page.wait_for_timeout(20)
     before = page.evaluate("scrollY")
     tile = page.locator(".grid li").nth(page.locator(".grid li").count() // 2).locator("a")
     tile.dispatch_event("click")

@@ -125,7 +125,7 @@ async function orEmpty(asked) {
     return await asked;
   } catch (error) {
     if (error instanceof ApiError && error.missing) {
-      return /** @type {List} */ ({ items: [], next_cursor: null });
+      return /** @type {any} */ ({ items: [], next_cursor: null });
     }
     throw error;
   }

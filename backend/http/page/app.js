@@ -35,6 +35,8 @@ export class App {
     this.info = null;
     /** @type {Map<string, Promise<CollectionDetail>>} */
     this.details = new Map();
+    /** @type {Set<number>} photos that are deleted unless that is undone in time */
+    this.leaving = new Set();
     /** @type {Map<string, number>} how far each state was scrolled */
     this.scrolls = new Map();
     this.router = new Router((state, previous) => this.#show(state, previous));
@@ -136,7 +138,8 @@ export class App {
       if (!(link instanceof HTMLAnchorElement)) continue;
       const view = /** @type {import("./router.js").ViewName} */ (link.dataset.view);
       link.href = this.router.fresh({ view });
-      if (view === state.view) link.setAttribute("aria-current", "page");
+      if (view === state.view && link.className !== "brand")
+        link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
     this.#fillPicker([...this.picker.options].map((option) => option.value));
@@ -196,10 +199,12 @@ export class App {
     const next = grid?.neighbour(image.id, 1) ?? grid?.neighbour(image.id, -1) ?? null;
     this.router.closePhoto();
     this.viewer.show(null);
+    this.leaving.add(image.id);
     for (const view of [this.views.search, this.views.photos]) view.removePhoto(image.id);
     if (!next || !grid?.focusPhoto(next.id)) this.focusHeading();
     const name = basename(image.path);
     const restore = () => {
+      this.leaving.delete(image.id);
       this.contentsChanged();
       this.#view.show(this.router.state);
     };
@@ -207,6 +212,7 @@ export class App {
       act: async () => {
         try {
           await api.removeImage(image.id);
+          this.leaving.delete(image.id);
           this.contentsChanged();
           this.notices.say(`${name} is deleted.`);
         } catch (error) {

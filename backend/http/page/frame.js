@@ -12,10 +12,12 @@ export class Frame {
   /**
    * @param {HTMLElement} stage holds the photo and nothing beside it
    * @param {(box: Box) => void} onDone is told of a frame that is to be searched for
+   * @param {() => void} onClear is told when there is to be none any more
    */
-  constructor(stage, onDone) {
+  constructor(stage, onDone, onClear) {
     this.stage = stage;
     this.onDone = onDone;
+    this.onClear = onClear;
     this.width = 0;
     this.height = 0;
     /** @type {Box | null} */
@@ -97,6 +99,7 @@ export class Frame {
     if (event.key === "Escape") {
       event.preventDefault();
       this.#set(null);
+      this.onClear();
       return;
     }
     const x = event.key === "ArrowLeft" ? -1 : event.key === "ArrowRight" ? 1 : 0;

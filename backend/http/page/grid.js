@@ -20,8 +20,10 @@ export class PhotoGrid {
    * @param {(item: Item) => ImageSummary} options.photo
    * @param {(item: Item, place: Place) => HTMLElement} options.tile
    * @param {() => Promise<void>} options.more fetches and appends the next page
+   * @param {(id: number) => boolean} options.leaves whether a photo is about to go
    */
-  constructor({ label, photo, tile, more }) {
+  constructor({ label, photo, tile, more, leaves }) {
+    this.leaves = leaves;
     this.photo = photo;
     this.tile = tile;
     this.more = more;
@@ -53,7 +55,7 @@ export class PhotoGrid {
    * @param {boolean} hasMore
    */
   show(items, hasMore) {
-    this.items = [...items];
+    this.items = items.filter((item) => !this.leaves(this.photo(item).id));
     this.hasMore = hasMore;
     this.failed = false;
     this.#layOut();
@@ -64,9 +66,10 @@ export class PhotoGrid {
    * @param {boolean} hasMore
    */
   append(items, hasMore) {
-    this.items.push(...items);
+    const staying = items.filter((item) => !this.leaves(this.photo(item).id));
+    this.items.push(...staying);
     this.hasMore = hasMore;
-    for (const item of items) this.ratios.push(tileRatio(this.photo(item)));
+    for (const item of staying) this.ratios.push(tileRatio(this.photo(item)));
     this.layout.extend(this.ratios);
     this.#render();
   }

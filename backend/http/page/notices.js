@@ -158,10 +158,14 @@ export class Notices {
 
   /** @param {HTMLElement} element */
   #add(element) {
-    // A dialog lies over all else: the toast goes with it.
-    const dialog = [...document.querySelectorAll("dialog[open]")].pop();
-    (dialog ?? document.body).append(this.toasts);
+    this.surface();
     this.toasts.append(element);
+  }
+
+  /** Has toasts lie over all else: whatever is beneath an open dialog cannot be reached. */
+  surface() {
+    const dialog = [...document.querySelectorAll("dialog[open]")].pop() ?? document.body;
+    if (this.toasts.parentElement !== dialog) dialog.append(this.toasts);
   }
 
   /** @param {HTMLElement} element */

@@ -30,6 +30,7 @@ export class PhotosView {
       photo: (/** @type {ImageSummary} */ image) => image,
       tile: (image, place) => photoTile(image, app.router.href({ photo: image.id }), place),
       more: () => this.#more(),
+      leaves: (id) => app.leaving.has(id),
     });
     this.heading = h("h1", { tabindex: "-1" });
     this.summary = h("p", { class: "quiet" });

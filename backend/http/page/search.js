@@ -78,6 +78,7 @@ export class SearchView {
       photo: (/** @type {Hit} */ hit) => hit.image,
       tile: (hit, place) => hitTile(hit, app.router.href({ photo: hit.image.id }), place),
       more: () => this.#more(),
+      leaves: (id) => app.leaving.has(id),
     });
     this.heading = h("h1", { tabindex: "-1" });
     this.summary = h("p", { class: "quiet" });
@@ -167,7 +168,7 @@ export class SearchView {
       const answer = await ask(options(state), pending.signal);
       if (answer.query.id === null)
         throw new ApiError("The service has not kept the photo.", 500, null);
-      if (preview) this.sent.set(answer.query.id, preview);
+      if (preview) this.#keepPreview(answer.query.id, preview);
       const next = { ...state, query: answer.query.id };
       this.#remember(formatState(next), found(answer));
       this.start.idle();
@@ -177,6 +178,16 @@ export class SearchView {
       if (isAborted(error)) return;
       this.start.idle();
       this.start.tell(error, () => this.#send(preview, ask));
+    }
+  }
+
+  /** @param {string} id @param {string} url */
+  #keepPreview(id, url) {
+    this.sent.set(id, url);
+    const [[oldest, old]] = this.sent;
+    if (this.sent.size > REMEMBERED) {
+      URL.revokeObjectURL(old);
+      this.sent.delete(oldest);
     }
   }
 
@@ -525,8 +536,13 @@ class QueryPanel {
     /** @type {string | null} */
     this.shown = null;
     this.stage = new Stage((index, object) => this.#outline(index, object));
-    this.frame = new Frame(this.stage.element, (region) =>
-      this.#go({ region, object: [], match: "any" }),
+    this.frame = new Frame(
+      this.stage.element,
+      (region) => this.#go({ region, object: [], match: "any" }),
+      () => {
+        if (this.app.router.state.region) this.#go({ region: null, object: [] });
+        this.draw.focus();
+      },
     );
     this.all = button(
       "all",

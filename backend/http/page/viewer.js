@@ -51,8 +51,8 @@ export class Viewer {
         "div",
         { class: "viewer-side" },
         h(
-          "header",
-          {},
+          "div",
+          { class: "viewer-head" },
           this.title,
           h(
             "button",
@@ -78,9 +78,14 @@ export class Viewer {
     this.id = id;
     if (id === null) {
       if (this.dialog.open) this.dialog.close();
+      this.app.notices.surface();
       return;
     }
-    if (!this.dialog.open) this.dialog.showModal();
+    if (!this.dialog.open) {
+      this.dialog.showModal();
+      this.app.notices.surface();
+      this.title.focus();
+    }
     this.#load(id);
   }
 

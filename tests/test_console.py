@@ -24,7 +24,7 @@ def photo_of(*rows: tuple[int, int, int]) -> np.ndarray:
 
 
 def hit(path: str, distance: float = 0.25) -> PhotoHit:
-    place = ObjectPlace(1, 1, path, "dog", 0.91, (0.0, 50.0, 100.0, 100.0))
+    place = ObjectPlace(1, 1, path, "0" * 64, 100, 100, "dog", 0.91, (0.0, 50.0, 100.0, 100.0))
     return PhotoHit(place, distance)
 
 

@@ -13,8 +13,8 @@ LEAST_CASES = 2000
 CONFIGURATION = """
 hooks = "tests.http.schemathesis_hooks"
 
-# Forms of the existing endpoints, of which their schemas cannot say that they need a photo or a URL,
-# and that the names of fields that are passed over must be readable: they may be answered 400.
+# Of forms of the existing endpoints their schemas cannot say that they need a photo or a URL, and
+# that the names of fields that are passed over must be readable: they may be answered 400.
 [[operations]]
 include-path = ["/img/search", "/img/upload"]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "403"]

@@ -16,10 +16,19 @@ from typing import Any, Final
 
 import structlog
 from aiohttp import web
+from rich_pixels import Pixels
 
 from backend.app import Services, create_app, open_services
 from backend.checking import CollectionReport, check_collections
-from backend.console import print_hits, print_reports, show_embedding, show_load, stderr
+from backend.console import (
+    draw_object,
+    print_hits,
+    print_reports,
+    show_embedding,
+    show_load,
+    shows_pictures,
+    stderr,
+)
 from backend.errors import (
     ConfigurationError,
     InvalidImage,
@@ -32,7 +41,9 @@ from backend.files import read_photo_file
 from backend.http.services import RUNNING
 from backend.indexing import Indexer
 from backend.logs import configure_logging
+from backend.searching import PhotoHit
 from backend.settings import Settings, default_text
+from backend.vision.decode import decode
 
 _log = structlog.get_logger("backend")
 
@@ -86,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("photo", help="file of the query photo")
     search.add_argument("--table", help="collection to search in (default: DEFAULT_TABLE)")
     search.add_argument("--json", action="store_true", help="print JSON to standard output")
+    search.add_argument(
+        "--thumbnails",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="whether each hit's object is shown (default: auto, in a terminal with colours)",
+    )
     check = _command(
         commands,
         "check",
@@ -98,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="mend what is found: remove stray vectors and photos that are gone, index again what"
         " lacks vectors or has failed, embed anew what another embedder has filled or the vector"
-        " engine has lost",
+        " engine has lost, hash photos that were indexed before there were perceptual hashes",
     )
     return parser
 
@@ -255,9 +272,21 @@ async def _search(settings: Settings, options: dict[str, Any]) -> int:
             for hit in hits
         ]
         print(json.dumps({"collection": table, "photos": photos, "hits": found}, indent=2))
+    elif shows_pictures(options["thumbnails"]):
+        pictures = [await asyncio.to_thread(_thumbnail, hit, settings) for hit in hits]
+        print_hits(hits, table, photos, pictures)
     else:
         print_hits(hits, table, photos)
     return 0
+
+
+def _thumbnail(hit: PhotoHit, settings: Settings) -> Pixels | None:
+    """The object; None where its photo is gone, or cannot be read any more."""
+    try:
+        data = _read_photo(hit.object.path, settings.max_file_bytes)
+        return draw_object(decode(data, max_pixels=settings.max_pixels), hit.object.box)
+    except ServiceError:
+        return None
 
 
 def _read_photo(path: str, max_bytes: int) -> bytes:
@@ -297,6 +326,8 @@ async def _repair(services: Services, report: CollectionReport) -> None:
         await show_embedding(collection, partial(repairer.embed_anew, collection))
     elif load := await repairer.index_again(report):
         await show_load(load)
+    if count := await repairer.hash_photos(collection):
+        stderr.print(f"{collection.name}: {count} photos have got their perceptual hashes")
 
 
 if __name__ == "__main__":

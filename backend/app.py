@@ -42,6 +42,7 @@ from backend.settings import Settings
 from backend.storage.catalog import Catalog, MySQLOptions
 from backend.storage.vectors import MilvusLite, MilvusOptions, MilvusServer, VectorStore
 from backend.thumbnails import Thumbnails
+from backend.tracing import Traces
 from backend.uploads import UploadFolder
 from backend.writing import PhotoWriter
 
@@ -89,17 +90,19 @@ async def open_services(
     Waits for engines that are not there yet, each for itself. A command that may run beside the
     service does not own what it writes to: it neither removes uploaded files that it does not know
     nor gives up photos whose vectors it does not find. One that repairs opens though all are lost.
-    What is measured goes into `figures`.
+    What is measured goes into `figures`; without them traces are sent all the same.
 
     Raises:
         ConfigurationError: the models, the stored data and the settings do not fit together.
     """
-    figures = figures or Metrics()
     # Photos already run side by side; OpenCV splitting each over the cores would only add waits.
     cv2.setNumThreads(1)
     # A damaged photo is reported by us, with its name; OpenCV would print lines of its own.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     async with AsyncExitStack() as stack:
+        if figures is None:
+            figures = Metrics(_traces(settings))
+            await stack.enter_async_context(figures.traces.sending())
         if settings.milvus_host is None or settings.mysql_host is None:
             stack.enter_context(_locked(settings.data_dir))
         _check_uploads(settings.uploads)
@@ -130,7 +133,7 @@ async def open_services(
             owns=owns,
         )
         stack.push_async_callback(writer.close)
-        indexer = Indexer(settings, catalog, analyzer, uploads, writer)
+        indexer = Indexer(settings, catalog, analyzer, uploads, writer, figures)
         stack.push_async_callback(indexer.close)
         await _when_available(partial(writer.recover, repairs=repairs), on_wait)
         if owns:
@@ -145,6 +148,10 @@ async def open_services(
             searcher=Searcher(catalog, vectors, analyzer, figures),
             repairer=Repairer(catalog, vectors, analyzer, writer, indexer),
         )
+
+
+def _traces(settings: Settings) -> Traces:
+    return Traces(settings.otel_exporter_otlp_endpoint, settings.otel_service_name)
 
 
 async def _open_models(
@@ -256,6 +263,9 @@ def create_app(settings: Settings) -> web.Application:
     """The service as an aiohttp application.
 
     It starts with the engines that are there, and answers 503 until all of them are.
+
+    Raises:
+        ConfigurationError: what is to send its traces is not installed.
     """
     app = web.Application(
         middlewares=[
@@ -269,9 +279,10 @@ def create_app(settings: Settings) -> web.Application:
     )
     app[SETTINGS] = settings
     app[RUNNING] = Running()
-    app[METRICS] = Metrics()
+    app[METRICS] = Metrics(_traces(settings))
     app.on_response_prepare.append(middlewares.tell_request_id)
     app.on_response_prepare.append(middlewares.allow_other_origins)
+    app.cleanup_ctx.append(_send_traces)
     app.cleanup_ctx.append(_run_services)
     app.on_shutdown.append(_stop_loads)
     operations = (
@@ -289,6 +300,11 @@ def create_app(settings: Settings) -> web.Application:
     docs.add_documentation(app, operations, version)
     add_page(app)
     return app
+
+
+async def _send_traces(app: web.Application) -> AsyncIterator[None]:
+    async with app[METRICS].traces.sending():
+        yield
 
 
 async def _run_services(app: web.Application) -> AsyncIterator[None]:
@@ -333,10 +349,10 @@ async def _run_until(
         await _when_available(opened.indexer.resume_loads, on_wait)
         fetcher = PhotoFetcher(allowed=settings.may_fetch_urls, max_bytes=settings.max_upload_bytes)
         queries = QueryPhotos(
-            settings.data_dir / "queries", opened.analyzer, max_bytes=settings.query_cache_bytes
+            settings.queries, opened.analyzer, max_bytes=settings.query_cache_bytes
         )
         thumbnails = Thumbnails(
-            settings.data_dir / "thumbnails",
+            settings.thumbnails,
             max_bytes=settings.thumbnail_cache_bytes,
             max_pixels=settings.max_pixels,
         )

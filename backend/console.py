@@ -1,8 +1,14 @@
 """What a person sees in the terminal: progress bars and tables."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, Literal
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -14,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich_pixels import Pixels
 
 from backend.checking import CollectionReport
 from backend.indexing import Failure, Load
@@ -21,9 +28,20 @@ from backend.repairing import Reembedding
 from backend.searching import PhotoHit
 from backend.storage.catalog import Collection
 
-__all__ = ["print_hits", "print_reports", "show_embedding", "show_load", "stderr"]
+__all__ = [
+    "draw_object",
+    "print_hits",
+    "print_reports",
+    "show_embedding",
+    "show_load",
+    "shows_pictures",
+    "stderr",
+]
 
 _REFRESH_SECONDS = 0.2
+_PICTURE_COLUMNS: Final = 20
+_PICTURE_LINES: Final = 8
+"""Of two pixels each: as few as an object can be told by."""
 
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
@@ -108,8 +126,49 @@ async def show_embedding(
         _print_failures(f"{len(done.failures)} photos failed:", done.failures)
 
 
-def print_hits(hits: Sequence[PhotoHit], collection: str, photos: int) -> None:
-    """Prints what a search has found, nearest first, to standard output."""
+def shows_pictures(thumbnails: Literal["auto", "always", "never"]) -> bool:
+    """Whether standard output is to show pictures; `auto`: where it is a terminal with colours."""
+    if thumbnails == "auto":
+        has_colors = stdout.color_system in ("256", "truecolor") and not stdout.no_color
+        return stdout.is_terminal and has_colors
+    return thumbnails == "always"
+
+
+def draw_object(photo: NDArray[np.uint8], box: tuple[float, float, float, float]) -> Pixels | None:
+    """An object of a photo, for a terminal: two pixels a character, by coloured half blocks.
+
+    None where nothing of the box lies in the photo.
+
+    Args:
+        photo: uint8 [H, W, 3], RGB, upright.
+        box: xyxy, in the photo's pixels.
+    """
+    x1, y1, x2, y2 = box
+    crop = photo[max(0, math.floor(y1)) : math.ceil(y2), max(0, math.floor(x1)) : math.ceil(x2)]
+    if crop.size == 0:
+        return None
+    height, width = crop.shape[:2]
+    scale = min(_PICTURE_COLUMNS / width, 2 * _PICTURE_LINES / height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = Image.fromarray(cv2.resize(crop, size, interpolation=cv2.INTER_AREA))
+    picture: Pixels = Pixels.from_image(small)
+    return picture
+
+
+def print_hits(
+    hits: Sequence[PhotoHit],
+    collection: str,
+    photos: int,
+    pictures: Sequence[Pixels | None] | None = None,
+) -> None:
+    """Prints what a search has found, nearest first, to standard output.
+
+    Args:
+        hits: what has been found.
+        collection: where it was searched for.
+        photos: how many there are in it.
+        pictures: of each hit's object, None where there is none; without them, a table.
+    """
     if not hits:
         hint = "nothing in it is like that" if photos else "load a folder of photos first"
         stderr.print(
@@ -117,6 +176,9 @@ def print_hits(hits: Sequence[PhotoHit], collection: str, photos: int) -> None:
             markup=False,
             soft_wrap=True,
         )
+        return
+    if pictures is not None:
+        _print_pictures(hits, pictures)
         return
     table = Table(show_edge=False)
     for name in ("distance", "object", "score", "box (x1, y1, x2, y2)"):
@@ -132,6 +194,26 @@ def print_hits(hits: Sequence[PhotoHit], collection: str, photos: int) -> None:
             escape(found.path),
         )
     stdout.print(table)
+
+
+def _print_pictures(hits: Sequence[PhotoHit], pictures: Sequence[Pixels | None]) -> None:
+    # In one column, so that a path has room beside a picture on a terminal of 80 columns.
+    table = Table.grid(padding=(0, 2, 1, 0), collapse_padding=False)
+    table.add_column(width=_PICTURE_COLUMNS)
+    table.add_column(overflow="fold")
+    for hit, picture in zip(hits, pictures, strict=True):
+        found = hit.object
+        box = ", ".join(f"{edge:.0f}" for edge in found.box)
+        lines = (
+            f"distance {hit.distance:.4f}",
+            f"{escape(found.label)} {found.score:.2f} at {box}",
+            escape(found.path),
+        )
+        table.add_row(picture or "", "\n".join(lines))
+    console = stdout
+    if not shows_pictures("auto"):  # but it is to show them
+        console = Console(highlight=False, force_terminal=True, color_system="truecolor")
+    console.print(table)
 
 
 def print_reports(reports: Sequence[CollectionReport]) -> None:

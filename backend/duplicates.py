@@ -21,6 +21,7 @@ from backend.vision.perceptual_hash import HASH_BITS, differing_bits, similar_pa
 
 __all__ = [
     "MAX_BITS",
+    "MOST_GROUP_BITS",
     "MAX_DISTANCE",
     "DuplicateFinder",
     "FoundDuplicate",
@@ -33,7 +34,7 @@ MAX_BITS: Final = 10
 MAX_DISTANCE: Final = 0.5
 """Between the objects of near-duplicates, unless told otherwise."""
 
-_MOST_BITS: Final = 16
+MOST_GROUP_BITS: Final = 16
 """In a whole collection: above, every photo is like many others by its hash, and each pair would
 have to be compared."""
 _MOST_DISTANCE: Final = 4.0
@@ -165,7 +166,7 @@ class DuplicateFinder:
             VectorsLost: the vector engine does not have the collection.
             EngineUnavailable: an engine does not answer, or not before the deadline.
         """
-        limits = _limits(max_distance, max_bits, most_bits=_MOST_BITS)
+        limits = _limits(max_distance, max_bits, most_bits=MOST_GROUP_BITS)
         collection = await self._catalog.collection(check_collection_name(name))
         if collection is None:
             raise NotFound(f"there is no collection {name!r}")
@@ -180,7 +181,13 @@ class DuplicateFinder:
             objects = await self._objects(collection, firsts) if firsts else {}
             groups += await asyncio.to_thread(_confirmed, some, objects, limits)
             groups = sorted(group for group in groups if group[0] > after)
-        return await self._described(groups[:limit])
+        found = await self._described(groups[:limit])
+        if len(found) < min(limit, len(groups)):
+            # Photos were removed meanwhile; a page that is not full would pass for the last one.
+            return await self.in_collection(
+                name, after=after, limit=limit, max_distance=max_distance, max_bits=max_bits
+            )
+        return found
 
     async def _photos(self, collection: Collection) -> list[PhotoHashes]:
         return [photo async for page in self._catalog.hashes(collection.id) for photo in page]

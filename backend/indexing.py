@@ -31,7 +31,7 @@ from backend.errors import (
     Unavailable,
 )
 from backend.files import open_regular_file
-from backend.metrics import LoadProgress
+from backend.metrics import LoadProgress, Metrics
 from backend.names import check_collection_name
 from backend.scanning import FolderScan, FoundPhoto, scan_folder
 from backend.settings import Settings
@@ -221,12 +221,14 @@ class Indexer:
         analyzer: PhotoAnalyzer,
         uploads: UploadFolder,
         writer: PhotoWriter,
+        figures: Metrics,
     ) -> None:
         self._settings = settings
         self._catalog = catalog
         self._analyzer = analyzer
         self._uploads = uploads
         self._writer = writer
+        self._traces = figures.traces
         self._files = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="files")
         self._starting = asyncio.Lock()  # one load at a time is looked up and registered
         self._turn = asyncio.Lock()  # one load at a time runs: the networks are the work
@@ -333,7 +335,9 @@ class Indexer:
             self._shown.append(load)
             # It outlives the request that it was started by: neither its deadline nor its id.
             load.task = asyncio.create_task(
-                self._run(load, scan.unreadable), name=f"load-{load_id}", context=Context()
+                self._run_traced(load, scan.unreadable),
+                name=f"load-{load_id}",
+                context=Context(),
             )
             # A load that nobody waits for must not warn of an exception that was never fetched.
             load.task.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -383,6 +387,11 @@ class Indexer:
     def waiting_loads(self) -> list[Load]:
         """The loads that wait for an engine to come back."""
         return [load for load in self._active if load.waiting_for is not None]
+
+    async def _run_traced(self, load: Load, unreadable: Mapping[str, str]) -> None:
+        attributes = {"load.collection": load.collection.name, "load.root": load.root}
+        with self._traces.work("load", **attributes, **{"load.id": load.id}):
+            await self._run(load, unreadable)
 
     async def _run(self, load: Load, unreadable: Mapping[str, str]) -> None:
         log = _log.bind(load=load.id, collection=load.collection.name)
@@ -477,7 +486,9 @@ class Indexer:
 
         async def work() -> None:
             while (item := await found.get()) is not None:
-                await ready.put(await self._prepare(load, *item))
+                with self._traces.work("photo", **{"photo.path": item[0].path}):
+                    prepared = await self._prepare(load, *item)
+                await ready.put(prepared)
             await ready.put(None)
 
         async def write() -> None:

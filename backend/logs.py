@@ -70,3 +70,5 @@ def configure_logging(level: str) -> None:
     logging.getLogger("backend").setLevel(level)
     # It reports every gRPC retry and every refused value, which we report ourselves.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    # That spans are lost we report once, and not as long as it lasts.
+    logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.CRITICAL)

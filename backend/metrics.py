@@ -23,6 +23,7 @@ from prometheus_client import (
 )
 
 from backend.errors import EngineUnavailable
+from backend.tracing import Traces
 
 __all__ = ["STAGES", "LoadProgress", "Metrics", "Stage", "add_stage_times", "stage_times"]
 
@@ -80,9 +81,13 @@ class Metrics:
     """The figures of one application; what they are called begins with `image_search_`.
 
     A stage's time is what the one photo or search waits for it, its turn in the engine included.
+
+    Attributes:
+        traces: the application's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, traces: Traces | None = None) -> None:
+        self.traces = traces or Traces()
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
@@ -152,7 +157,8 @@ class Metrics:
         """Times a stage, whether it comes to a good end or not."""
         start = time.perf_counter()
         try:
-            yield
+            with self.traces.stage(stage):
+                yield
         finally:
             seconds = time.perf_counter() - start
             self._stages[stage].observe(seconds)

@@ -82,20 +82,16 @@ class PhotoCache:
         path = self._path(name)
         if not self._reserve(len(data)):
             return False
-        kept = False
         try:
             self._write(path, data)
-            kept = True
         except OSError as error:
-            self._complain(error)
+            self._complain(error)  # what is counted for it is found out with the next sweep
+            return False
         finally:
             with self._lock:
                 self._writing -= len(data)
-                if not kept and self._total is not None:
-                    self._total -= len(data)
-        if kept:
-            self._complained = False
-        return kept
+        self._complained = False
+        return True
 
     def remove(self, name: str) -> None:
         """Removes a file where there is one."""

@@ -22,7 +22,14 @@ from backend.errors import Conflict, EngineUnavailable, InvalidImage, ServiceErr
 from backend.files import open_regular_file
 from backend.indexing import Failure, Indexer, Load
 from backend.scanning import FoundPhoto
-from backend.storage.catalog import Catalog, Collection, Image, ObjectPlace, new_store
+from backend.storage.catalog import (
+    Catalog,
+    Collection,
+    Image,
+    ObjectPlace,
+    PhotoHashes,
+    new_store,
+)
 from backend.storage.vectors import ObjectVector, VectorStore
 from backend.writing import PhotoWriter
 
@@ -99,6 +106,35 @@ class Repairer:
         paths += [failure.path for failure in report.failures]
         photos = await asyncio.to_thread(_files, sorted(set(paths)))
         return self._indexer.index_again(collection, photos) if photos else None
+
+    async def hash_photos(self, collection: Collection) -> int:
+        """Stores the perceptual hashes of photos that were indexed before there were any.
+
+        Returns how many. Those whose files are gone or have changed stay as they are.
+        """
+        free = asyncio.Semaphore(_IN_FLIGHT)
+
+        async def find(image: Image) -> int | None:
+            async with free:
+                try:
+                    data = await asyncio.to_thread(_read_unchanged, image)
+                    return await self._analyzer.hash_photo(data)
+                except (ServiceError, OSError):
+                    return None  # what is wrong with it, a check or the next load tells
+
+        stored = 0
+        async for page in self._catalog.images(collection.id, ["indexed"]):
+            lacking = [image for image in page if image.phash is None]
+            found = {
+                PhotoHashes(image.id, image.sha256, None): phash
+                for image, phash in zip(
+                    lacking, await asyncio.gather(*map(find, lacking)), strict=True
+                )
+                if phash is not None
+            }
+            await self._catalog.set_phashes(found)
+            stored += len(found)
+        return stored
 
     async def embed_anew(
         self, collection: Collection, on_progress: OnProgress = lambda done, total: None

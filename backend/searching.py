@@ -27,20 +27,20 @@ __all__ = ["Hit", "HitPage", "ObjectMatch", "PhotoHit", "Position", "Searcher", 
 
 _HITS_PER_PHOTO: Final = 4
 """Hits to ask for first for each photo wanted: a photo of VOC has two to three objects."""
+_HITS_PER_OBJECT: Final = 2
+"""Hits to ask for first for each object wanted, since several query vectors may be near to one."""
 _MORE: Final = 4
 """How many times as many hits to ask for when their photos were too few."""
 _HITS_PER_ANSWER: Final = 4096
 """Hits of one answer of the vector engine: 10 ms of parsing, measured."""
 _MAX_QUERY_OBJECTS: Final = 32
 """Objects of a query photo that are searched for, best score first."""
-_HITS_PER_OBJECT: Final = 2
-"""The same for each object: what is left out is searched for in vain."""
 _HITS_FOR_ALL: Final = 16
 """Hits to ask for first for each photo wanted that is to be near to all query vectors."""
 _MAX_MEASURED: Final = 256
 """Objects or photos whose distances are computed at a time."""
 _ROUNDING: Final = 1e-5
-"""More than an engine's 32-bit sums of squares differ from ours: 2e-6 at 2048 dimensions."""
+"""More than an engine's 32-bit distances differ from ours: by 5e-7, measured at 2048 dimensions."""
 
 _T = TypeVar("_T")
 
@@ -122,14 +122,14 @@ class HitPage:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An object, or with match="all" a photo, that may be a hit.
+    """An object, or with match="all" a photo, that may be a hit or, of several, the nearest of one.
 
-    Its distance is at least `bound`, and at most `at_most`, but for rounding. For a photo, `id` is
-    `image_id`.
+    `unit` is the id of the photo or object that the hit is for. The distance is at least `bound`,
+    and at most `at_most`, but for rounding.
     """
 
     id: int
-    image_id: int
+    unit: int
     bound: float
     at_most: float
 
@@ -189,7 +189,8 @@ class Searcher:
         Hits are ranked by their distance, and those of the same distance by the id of their first
         matching object. The page begins right behind `after`. As long as nothing is written to the
         collection, the pages joined are the ranking: no hit comes twice or never. That is exact
-        where the index is; an approximate one such as HNSW may miss what is near.
+        where the index is. An approximate one such as HNSW may miss what is near for one page and
+        not for another; one that keeps vectors in fewer bits gives a wrong order as well.
 
         The MAX_HITS nearest objects to each query vector that meet `labels`, `min_score` and
         `exclude_images` are ranked, and the pages end where they end. Behind the distance of the
@@ -377,10 +378,8 @@ class Searcher:
         while True:
             with self._figures.stage("search"):
                 lists = await self._lists(collection, vectors, limit, where)
-            if wanted.match == "all":
-                candidates, unseen = _photos(lists, limit)
-            else:
-                candidates, unseen = _objects(lists, limit)
+            # Hundreds of thousands of hits take a while.
+            candidates, unseen = await asyncio.to_thread(_candidates, wanted, lists, limit)
             hits = await self._best(
                 collection, vectors, wanted, candidates, top_k + 1, after, furthest, measured
             )
@@ -409,16 +408,12 @@ class Searcher:
         The last one may have others before it. `measured` is what is known of candidates, by their
         ids, and what is found out about more of them.
         """
-        by_photo = wanted.group_by == "image"
         begin = -math.inf if after is None else after.distance
         passed: set[int] = set()
         # What only the catalog knows may shut out the object by which a photo is so near.
         if wanted.min_area is None:
-            near = (each for each in candidates if each.at_most < begin - _ROUNDING)
-            passed = {each.image_id if by_photo else each.id for each in near}
-        waiting = [
-            each for each in candidates if (each.image_id if by_photo else each.id) not in passed
-        ]
+            passed = {each.unit for each in candidates if each.at_most < begin - _ROUNDING}
+        waiting = [each for each in candidates if each.unit not in passed]
         waiting.sort(key=lambda each: (each.bound, each.id))
         best: dict[int, Hit] = {}
         hits: list[Hit] = []
@@ -431,7 +426,7 @@ class Searcher:
             while start < len(waiting) and len(batch) < size:
                 each = waiting[start]
                 start += 1
-                known = best.get(each.image_id) if by_photo else None
+                known = best.get(each.unit)
                 if known is None or each.bound - _ROUNDING <= known.distance:
                     batch.append(each)
             size = min(2 * size, _MAX_MEASURED)
@@ -439,10 +434,11 @@ class Searcher:
             measured.update(dict.fromkeys(new))
             measured.update(await self._measure(collection, vectors, wanted, new))
             for each in batch:
-                unit = each.image_id if by_photo else each.id
                 hit = measured[each.id]
-                if hit is not None and (unit not in best or _place_of(hit) < _place_of(best[unit])):
-                    best[unit] = hit
+                if hit is not None and (
+                    each.unit not in best or _place_of(hit) < _place_of(best[each.unit])
+                ):
+                    best[each.unit] = hit
             hits = sorted(
                 (
                     hit
@@ -531,8 +527,12 @@ def _ends(lists: Iterable[Sequence[VectorHit]], limit: int) -> list[float]:
     return [hits[-1].distance if len(hits) == limit else math.inf for hits in lists]
 
 
-def _objects(lists: Sequence[Sequence[VectorHit]], limit: int) -> tuple[list[_Candidate], float]:
-    """The objects of the lists, and the distance that is the least for all others."""
+def _candidates(
+    wanted: Wanted, lists: Sequence[Sequence[VectorHit]], limit: int
+) -> tuple[list[_Candidate], float]:
+    """What is in the lists, and the distance that is the least for everything else."""
+    if wanted.match == "all":
+        return _photos(lists, limit)
     unseen = min(_ends(lists, limit))
     nearest: dict[int, VectorHit] = {}
     for hits in lists:
@@ -540,8 +540,14 @@ def _objects(lists: Sequence[Sequence[VectorHit]], limit: int) -> tuple[list[_Ca
             known = nearest.get(hit.object_id)
             if known is None or hit.distance < known.distance:
                 nearest[hit.object_id] = hit
+    by_photo = wanted.group_by == "image"
     return [
-        _Candidate(hit.object_id, hit.image_id, min(hit.distance, unseen), hit.distance)
+        _Candidate(
+            id=hit.object_id,
+            unit=hit.image_id if by_photo else hit.object_id,
+            bound=min(hit.distance, unseen),
+            at_most=hit.distance,
+        )
         for hit in nearest.values()
     ], unseen
 

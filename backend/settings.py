@@ -7,6 +7,7 @@ This module knows no engine and reads nothing but the environment.
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -120,6 +121,13 @@ class Settings(BaseSettings):
         " that says where the time went",
     )
 
+    otel_exporter_otlp_endpoint: str | None = Field(
+        None, description="URL of the collector that gets traces, OTLP over HTTP (unset: no traces)"
+    )
+    otel_service_name: str = Field(
+        "image-similarity-search", description="the service's name in traces"
+    )
+
     triton_url: str | None = Field(
         None, description="Triton's gRPC address, or several behind commas (unset: in-process)"
     )
@@ -163,6 +171,13 @@ class Settings(BaseSettings):
     @classmethod
     def _valid_collection_name(cls, value: str) -> str:
         return check_collection_name(value)
+
+    @field_validator("otel_exporter_otlp_endpoint")
+    @classmethod
+    def _valid_url(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", value):
+            raise ValueError("it must be a URL, such as http://collector:4318")
+        return value
 
     @field_validator("milvus_index_params", "milvus_search_params", mode="before")
     @classmethod

@@ -106,7 +106,8 @@ def test_the_arrows_run_one_way() -> None:
     """http -> services -> vision, serving, storage -> settings, errors; `app` knows everyone."""
     layers = [
         {"errors"},
-        {"names", "files", "deadlines", "metrics"},
+        {"names", "files", "deadlines", "tracing"},
+        {"metrics"},
         {"photo_cache", "single_flight"},
         {"settings", "logs"},
         {"vision", "serving", "storage"},

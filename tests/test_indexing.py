@@ -348,6 +348,22 @@ async def test_the_same_upload_many_times_at_once_is_one_photo(services: Service
     await _assert_consistent(services)
 
 
+async def test_a_photo_has_the_same_perceptual_hash_however_it_comes(
+    services: Services, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 2)
+    await _load(services, tmp_path / "photos")
+    await services.indexer.add_photo((tmp_path / "photos" / "photo 0001.jpg").read_bytes(), "t")
+    collection = await services.catalog.collection("t")
+    assert collection is not None
+    [first, second, uploaded] = [
+        photo.phash async for page in services.catalog.hashes(collection.id) for photo in page
+    ]
+    assert first is not None
+    assert uploaded is not None
+    assert first != second == uploaded
+
+
 async def test_a_refused_upload_keeps_nothing(services: Services, settings: Settings) -> None:
     with pytest.raises(InvalidImage):
         await services.indexer.add_photo(encode(draw_photo(1))[:2000], "t")

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from backend.logs import configure_logging
 
 FORGED = "2026-01-01T00:00:00Z level=info event=server.ready"
+_CONFIGURED = (None, "backend", "pymilvus", "opentelemetry.sdk._shared_internal")
 Said = Callable[[], str]
 
 
 @pytest.fixture
 def logging_is_restored() -> Iterator[None]:
     """Logging is afterwards as it was."""
-    loggers = [logging.getLogger(name) for name in (None, "backend", "pymilvus")]
+    loggers = [logging.getLogger(name) for name in _CONFIGURED]
     levels = [logger.level for logger in loggers]
     handlers = loggers[0].handlers
     yield

@@ -207,6 +207,47 @@ def test_a_load_in_a_terminal_shows_a_bar_and_says_where_to_look_next(tmp_path: 
     assert re.search(r"curl -F image=@\S+ http://127\.0\.0\.1:\d+/img/search", text)
 
 
+def _run_in_terminal(*arguments: str) -> str:
+    """What a terminal of 256 colours shows of a command that goes well."""
+    terminal, inside = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "backend", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "80"},
+        stdin=inside,
+        stdout=inside,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(inside)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: the process has closed its end
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.close(terminal)
+    assert process.wait(10) == 0
+    return shown.decode()
+
+
+def test_what_a_search_finds_is_shown_where_that_can_be(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 3)
+    data = ("--data-dir", str(tmp_path / "data"))
+    assert _run("load", str(tmp_path / "photos"), *data).returncode == 0
+    query = tmp_path / "query.jpg"
+    query.write_bytes(photos[0].read_bytes())
+    photos[0].unlink()
+    search = ("search", str(query), *data)
+    shown = _run_in_terminal(*search)
+    gone, *others = re.split(r"distance ", shown)[1:]
+    pictures = [before.count("▄") > 0 for before in re.split(r"distance ", shown)[:-1]]
+    assert len(others) == 2
+    assert pictures == [False, True, True]
+    assert "\x1b[38;5;" in shown
+    assert "photos/" in gone
+    piped = _run(*search, "--thumbnails", "always")
+    assert piped.stdout.count("\x1b[38;2;") > 50, piped.stderr
+    assert "▄" not in _run(*search, "--json", "--thumbnails", "always").stdout
+
+
 def test_a_photo_is_searched_for_in_the_terminal_and_by_programs(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos [1]", 6)
     data = ("--data-dir", str(tmp_path / "data"))

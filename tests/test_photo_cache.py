@@ -153,6 +153,18 @@ def _bytes_if_there(folder: Path) -> int:
     return total
 
 
+def test_what_another_process_writes_is_counted_before_long(
+    cache: PhotoCache, folder: Path
+) -> None:
+    other = _open(folder)
+    other.write("0", bytes(100))
+    for number in range(1, 9):
+        cache.write(str(number), bytes(100))
+    for number in range(9, 17):
+        other.write(str(number), bytes(100))
+        assert _bytes(folder) <= LIMIT
+
+
 def test_several_processes_share_a_folder(folder: Path) -> None:
     program = (
         "import re, sys; from pathlib import Path; from backend.photo_cache import PhotoCache\n"

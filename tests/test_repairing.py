@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from backend.app import Services, open_services
 from backend.checking import CollectionReport, check_collections
@@ -198,6 +200,41 @@ async def test_a_failed_photo_is_indexed_once_it_can_be_read(
 
 
 # Embedding anew
+
+
+async def _forget_hashes(services: Services) -> None:
+    """Makes the photos what they were before there were perceptual hashes."""
+
+    async def forget(connection: AsyncConnection) -> None:
+        await connection.execute(sa.text("UPDATE images SET phash = NULL"))
+
+    await services.catalog._database.write(forget)
+
+
+async def test_photos_from_before_there_were_hashes_get_theirs(
+    services: Services, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    paths = write_photos(folder, 4)
+    (folder / "plain.png").write_bytes(encode(np.full((80, 80, 3), 90, np.uint8), ".png"))
+    collection = await _load(services, folder)
+
+    async def hashes() -> dict[str, int | None]:
+        pages = services.catalog.images(collection.id, ["indexed"])
+        return {Path(image.path).name: image.phash async for page in pages for image in page}
+
+    before = await hashes()
+    assert before.pop("plain.png") is None
+    assert len({*before.values()} - {None}) == 4
+    assert await services.repairer.hash_photos(collection) == 0
+    await _forget_hashes(services)
+    changed, gone, *_ = paths
+    changed.write_bytes(encode(draw_photo(99)))
+    gone.unlink()
+    assert await services.repairer.hash_photos(collection) == 2
+    after = await hashes()
+    assert after.pop("plain.png") is None
+    assert after == before | {changed.name: None, gone.name: None}
 
 
 @pytest.fixture
@@ -404,6 +441,7 @@ def test_the_command_mends_and_says_what_it_has_found(tmp_path: Path) -> None:
             collection = await _load(services, tmp_path / "photos")
             [lost, *_] = await services.vectors.ids(collection.store)
             await services.vectors.delete(collection.store, [lost])
+            await _forget_hashes(services)
 
     asyncio.run(damage())
     done = _run_check(tmp_path / "data")
@@ -412,6 +450,7 @@ def test_the_command_mends_and_says_what_it_has_found(tmp_path: Path) -> None:
     done = _run_check(tmp_path / "data", "--repair")
     assert done.returncode == 0, done.stderr
     assert "1 photos in collection t: 1 indexed" in done.stderr
+    assert "t: 2 photos have got their perceptual hashes" in done.stderr
     done = _run_check(tmp_path / "data", "--json")
     [report] = json.loads(done.stdout)["collections"]
     assert (done.returncode, report["photos"], report["missing"]) == (0, 3, [])

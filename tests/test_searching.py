@@ -338,7 +338,7 @@ async def test_pages_joined_are_the_ranking_of_brute_force(
             wanted, queries = _draw_wanted(random, stored), _draw_queries(random, stored)
             expected = stored.ranking(queries, wanted)
             top_k = int(random.choice([1, 3, 20, 200]))
-            hits, end = await _pages(services, queries, wanted, top_k, most=4)
+            hits, end = await _pages(services, queries, wanted, top_k, most=8 if top_k < 20 else 3)
             told = f"case {case}: {len(queries)} vectors, {wanted}, pages of {top_k}"
             found = [tuple(each.object.id for each in hit.matches) for hit in hits]
             assert found == [ids for _, ids in expected[: len(hits)]], told
@@ -354,6 +354,27 @@ async def test_pages_joined_are_the_ranking_of_brute_force(
     # The cases are worth something: many rankings were seen to their end, many in several pages.
     assert ended > case / 4
     assert paged > case / 4
+
+
+async def test_photos_near_to_one_query_alone_come_where_their_mean_says(
+    services: Services,
+) -> None:
+    random = np.random.default_rng(10)
+    queries = np.eye(2, 16, dtype=np.float32)
+    # Each photo is as near to one of the two as it is far from the other: the lists of the two
+    # have not a photo in common before they are long.
+    photos = []
+    for number in range(400):
+        angle = random.uniform(0, np.pi / 2)
+        turned = np.cos(angle) * queries[number % 2] + np.sin(angle) * queries[2 - 1 - number % 2]
+        photos.append(_unit((turned + 0.4 * random.normal(size=16))[np.newaxis]))
+    await _store(services, photos)
+    expected = [
+        np.square(photo.astype(np.float64) - queries).sum(axis=1).mean() for photo in photos
+    ]
+    hits, _ = await _pages(services, queries, Wanted(match="all"), 3, most=20)
+    order = np.argsort(expected)[:60]
+    assert [hit.matches[0].object.path for hit in hits] == [f"/{number}" for number in order]
 
 
 async def test_matches_tell_which_query_vector_is_how_far_from_which_object(

@@ -104,6 +104,7 @@ BAD_VALUES = [
     ("LOAD_CONCURRENCY", "0", "greater than or equal to 1"),
     ("LOAD_CONCURRENCY", "1025", "less than or equal to 1024"),
     ("SLOW_REQUEST", "0", "greater than 0"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317", "a URL, such as http://collector:4318"),
     ("MILVUS_PORT", "0", "greater than or equal to 1"),
     ("MYSQL_PORT", "99999", "less than or equal to 65535"),
 ]

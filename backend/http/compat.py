@@ -235,7 +235,6 @@ OPERATIONS: Final = (
             Parameter(_PHOTO_FIELD, "the photo", _FILE),
             Parameter("url", "where to fetch the photo from, where there is no photo"),
         ),
-        form_needs_one=True,
         errors=(400, 403, 409, 413, 415, 502, 503),
     ),
     Operation(

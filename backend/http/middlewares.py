@@ -1,5 +1,6 @@
 """What every request passes: an id, a line in the log, errors as answers, other origins."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -40,9 +41,19 @@ _OTHER: Final = "other"
 
 @web.middleware
 async def identify_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Has every line that is logged for a request bear its id; outermost."""
-    with bound_contextvars(request=request_id(request)):
-        return await handler(request)
+    """Has every line that is logged for a request bear its id, and traces it; outermost."""
+    known = request_id(request)
+    traced = request.app[METRICS].traces.request(
+        _method(request), _route(request), request.path, request.headers, known
+    )
+    with bound_contextvars(request=known), traced as answered:
+        try:
+            response = await handler(request)
+        except web.HTTPException as redirect:  # all others are answers by now
+            answered(redirect.status)
+            raise
+        answered(response.status)
+        return response
 
 
 async def tell_request_id(request: web.Request, response: web.StreamResponse) -> None:
@@ -58,6 +69,10 @@ async def log_requests(request: web.Request, handler: Handler) -> web.StreamResp
     with figures.request_in_flight(), stage_times() as times:
         try:
             response = await handler(request)
+        except asyncio.CancelledError:
+            # The client has gone, or the service stops: there is nobody to be answered.
+            _log.info("request.cancelled", method=request.method, path=request.path)
+            raise
         except web.HTTPException as redirect:  # all others are answers by now
             _tell(request, redirect.status, time.perf_counter() - start, times)
             raise
@@ -66,10 +81,8 @@ async def log_requests(request: web.Request, handler: Handler) -> web.StreamResp
 
 
 def _tell(request: web.Request, status: int, seconds: float, times: Mapping[Stage, float]) -> None:
-    method = request.method if request.method in hdrs.METH_ALL else _OTHER
-    resource = request.match_info.route.resource
-    route = _OTHER if resource is None else resource.canonical
-    request.app[METRICS].count_request(method, route, status, seconds)
+    route = _route(request) or _OTHER
+    request.app[METRICS].count_request(_method(request), route, status, seconds)
     log = _log.bind(
         method=request.method, path=request.path, status=status, ms=_milliseconds(seconds)
     )
@@ -78,6 +91,16 @@ def _tell(request: web.Request, status: int, seconds: float, times: Mapping[Stag
         log.warning("request.slow", **stages)
     else:
         log.info("request")
+
+
+def _method(request: web.Request) -> str:
+    return request.method if request.method in hdrs.METH_ALL else _OTHER
+
+
+def _route(request: web.Request) -> str | None:
+    """The path's template; None where the path leads nowhere."""
+    resource = request.match_info.route.resource
+    return None if resource is None else resource.canonical
 
 
 def _milliseconds(seconds: float) -> float:

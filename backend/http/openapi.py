@@ -44,7 +44,6 @@ class Operation:
         also: what it answers with other statuses below 400.
         query: parameters, or the model that they make.
         path_parameters: one for each name in the path.
-        form_needs_one: whether at least one of the form's fields must be there.
         problems: whether its errors are problem documents (RFC 9457).
     """
 
@@ -59,7 +58,6 @@ class Operation:
     path_parameters: Sequence[Parameter] = ()
     headers: Sequence[Parameter] = ()
     form: Sequence[Parameter] = ()
-    form_needs_one: bool = False
     body: type[BaseModel] | None = None
     media_types: Sequence[str] = ("application/json",)
     errors: Sequence[int] = ()
@@ -139,12 +137,7 @@ def _describe(operation: Operation, references: Mapping[Any, Any]) -> dict[str, 
     if operation.form:
         content["multipart/form-data"] = {"schema": _form(operation)}
     if content:
-        described["requestBody"] = {
-            "content": content,
-            "required": operation.body is not None
-            or operation.form_needs_one
-            or any(part.required for part in operation.form),
-        }
+        described["requestBody"] = {"content": content, "required": True}
     return described
 
 
@@ -156,8 +149,6 @@ def _form(operation: Operation) -> dict[str, Any]:
         },
         "required": [part.name for part in operation.form if part.required],
     }
-    if operation.form_needs_one:
-        schema["anyOf"] = [{"required": [part.name]} for part in operation.form]
     if operation.problems:  # the existing endpoints pass over what they do not know
         schema["additionalProperties"] = False
     return schema

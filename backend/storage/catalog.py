@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -178,9 +178,11 @@ class TouchedImage:
     mtime_ns: int
 
 
-@dataclass(frozen=True)
-class PhotoHashes:
-    """By what an indexed photo is told to be the same as another, or like it."""
+class PhotoHashes(NamedTuple):
+    """By what an indexed photo is told to be the same as another, or like it.
+
+    A tuple: 100,000 of them are read for one answer.
+    """
 
     id: int
     sha256: str
@@ -788,7 +790,7 @@ class Catalog:
             )
             if not rows:
                 return
-            yield [PhotoHashes(**row._mapping) for row in rows]
+            yield list(map(PhotoHashes._make, rows))
             last = rows[-1].id
 
     async def set_phashes(self, hashes: Mapping[PhotoHashes, int]) -> None:

@@ -287,6 +287,7 @@ class SQLiteDatabase(Database):
         )
         sa.event.listen(engine.sync_engine, "connect", _configure)
         sa.event.listen(engine.sync_engine, "begin", _begin)
+        sa.event.listen(engine.sync_engine, "invalidate", _let_go)
         database = cls(engine, timeout, str(path))
         async with database.opening():
             try:
@@ -633,6 +634,13 @@ def _configure(connection: Any, _record: Any) -> None:
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _let_go(connection: Any, _record: Any, _error: BaseException | None) -> None:
+    # Closing alone does not end a transaction that was cancelled: SQLite keeps the connection, and
+    # its locks, for as long as a cursor of it is referred to, by the cancelled task's frames say.
+    with contextlib.suppress(Exception):  # whatever keeps it from that, it is to be closed
+        connection.rollback()
 
 
 def _begin(connection: sa.Connection) -> None:

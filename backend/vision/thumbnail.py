@@ -10,20 +10,23 @@ from PIL import Image, ImageCms
 
 from backend.vision.decode import decode, read_header
 
-__all__ = ["RECIPE", "MediaType", "make_thumbnail"]
+__all__ = ["ENCODERS", "RECIPE", "MediaType", "make_thumbnail"]
 
 MediaType = Literal["image/avif", "image/webp", "image/jpeg"]
 
 RECIPE: Final = 1
 """Number of the way in which thumbnails are made: another one makes other bytes of a photo."""
 
-# About the same likeness to the photo at 256 pixels, and the speeds that a waiting page allows; the
-# figures are in docs/decisions.md. One thread each: thumbnails are made side by side.
-_ENCODERS: Final[dict[MediaType, tuple[str, dict[str, Any]]]] = {
+ENCODERS: Final[dict[MediaType, tuple[str, dict[str, Any]]]] = {
     "image/avif": ("AVIF", {"quality": 65, "speed": 10, "max_threads": 1}),
     "image/webp": ("WEBP", {"quality": 75, "method": 2}),
     "image/jpeg": ("JPEG", {"quality": 80}),
 }
+"""Pillow's name of each encoder, and its options.
+
+About as like the photo as each other at 256 pixels, and as fast as a page that waits needs them
+(`benchmarks.thumbnails`). One thread each: thumbnails are made side by side.
+"""
 
 
 def make_thumbnail(data: bytes, size: int, media_type: MediaType, *, max_pixels: int) -> bytes:
@@ -50,7 +53,7 @@ def make_thumbnail(data: bytes, size: int, media_type: MediaType, *, max_pixels:
         # The mean of what each new pixel covers: no moiré, however much smaller it gets.
         pixels = np.asarray(cv2.resize(pixels, reduced, interpolation=cv2.INTER_AREA), np.uint8)
     image = _in_srgb(pixels, data)
-    encoder, options = _ENCODERS[media_type]
+    encoder, options = ENCODERS[media_type]
     encoded = io.BytesIO()
     # An empty profile: Pillow would otherwise hand on the one that the image came with.
     image.save(encoded, encoder, icc_profile=b"", **options)

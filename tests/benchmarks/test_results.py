@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from backend.duplicates import MAX_BITS, MAX_DISTANCE
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -14,7 +16,7 @@ def report(name: str) -> Any:
     return json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
 
 
-@pytest.mark.parametrize("name", ["quality.json", "crop_geometry.json"])
+@pytest.mark.parametrize("name", ["quality.json", "crop_geometry.json", "duplicates.json"])
 def test_the_models_that_were_measured_are_those_in_use(name: str) -> None:
     for model, described in report(name)["models"].items():
         onnx = ROOT / "model_repository" / model / "1" / "model.onnx"
@@ -28,3 +30,17 @@ def test_the_small_pair_is_as_good_as_it_has_to_be() -> None:
     assert quality["retrieval"]["gallery_photos"] == quality["photos"]["gallery_photos"] == 6687
     assert quality["retrieval"]["p_at_10"] >= 0.50
     assert quality["photos"]["p_at_10"] > 2 * quality["photos"]["chance"]
+
+
+def test_the_limits_of_duplicates_are_those_that_were_measured_and_keep_look_alikes_apart() -> None:
+    duplicates = report("duplicates.json")
+    assert duplicates["in_use"] == {"max_bits": MAX_BITS, "max_distance": MAX_DISTANCE}
+    assert (duplicates["photos"], duplicates["gallery_photos"]) == (500, 6687)
+    [in_use] = [
+        row
+        for row in duplicates["limits"]
+        if (row["max_bits"], row["max_distance"]) == (MAX_BITS, MAX_DISTANCE)
+    ]
+    assert in_use["recall"] >= 0.95
+    assert in_use["false_per_million"] <= 0.5
+    assert in_use["mirrored"] == 0

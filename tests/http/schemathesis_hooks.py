@@ -29,7 +29,8 @@ def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
     """Gives a valid request values that go together."""
     if case.meta is None or case.meta.generation.mode is not GenerationMode.POSITIVE:
         return
-    query, body = case.query or {}, case.body if isinstance(case.body, dict) else {}
+    query = case.query = case.query or {}
+    body = case.body if isinstance(case.body, dict) else {}
     path = case.operation.path
     query.pop("cursor", None)
     if "region" in query:
@@ -52,9 +53,3 @@ def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
     for name in ("File", "folder"):
         if name in body:
             body[name] = _FOLDER
-    if path == "/img/upload":
-        body.setdefault("image", _PHOTOS[0])
-    if path in ("/img/upload", "/img/search"):
-        # Fields that are not known are passed over, but names that no header can bear are not read.
-        for name in set(body) - {"image", "url", "topk"}:
-            del body[name]

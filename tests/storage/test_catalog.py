@@ -1138,6 +1138,29 @@ async def test_a_cancelled_write_is_not_done_and_blocks_nobody(catalog: Catalog)
 # Files, restarts and crashes
 
 
+async def test_a_cancelled_write_lets_go_while_its_frames_are_still_referred_to(
+    tmp_path: Path,
+) -> None:
+    catalog = await Catalog.open_sqlite(tmp_path, timeout=3)
+    begun = asyncio.Event()
+    rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 1000000)"
+
+    async def write(connection: AsyncConnection) -> None:
+        begun.set()
+        # The lock is held, and a cursor has more rows to give, when the cancellation has come.
+        await connection.execute(sa.text(f"{rows} SELECT i FROM n WHERE i % 500000 = 0"))
+
+    writing = asyncio.create_task(catalog._database.write(write))
+    await begun.wait()
+    await asyncio.sleep(0.02)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError) as cancelled:
+        await writing
+    await ensure(catalog)
+    assert cancelled.tb is not None  # as a debugger, or a cycle of references, may keep it
+    await catalog.close()
+
+
 async def test_everything_is_there_after_reopening(open_catalog: OpenCatalog) -> None:
     catalog = await open_catalog()
     collection = await ensure(catalog)

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from backend.deadlines import deadline
 from backend.errors import ConfigurationError, EngineUnavailable
-from backend.storage.catalog import Catalog, MySQLOptions, NewObject, path_key
+from backend.storage.catalog import Catalog, KeptAnswer, MySQLOptions, NewObject, path_key, utc_now
 from backend.storage.databases import connect_mysql
 from tests.engines.mariadb import MariaDBProcess
 from tests.engines.process import free_port
@@ -339,6 +339,16 @@ async def test_a_commit_whose_answer_is_lost_is_done_once(
         proxy.cuts = 1
         await catalog.end_load(load, "done", {"total": 3})
         assert await catalog.running_loads() == []
+        proxy.cuts = 1
+        await catalog.resume_load(load)
+        assert [row.id for row in await catalog.running_loads()] == [load]
+        proxy.cuts = 1
+        answer = KeptAnswer("key", "ab" * 32, 201, {"results": [1]}, utc_now())
+        assert await catalog.keep_answer(answer) == answer
+        assert await catalog.kept_answer("key") == answer
+        proxy.cuts = 1
+        await catalog.forget_answers("9")
+        assert await catalog.kept_answer("key") is None
         proxy.cuts = 1
         await catalog.begin_delete_images([a])
         proxy.cuts = 1

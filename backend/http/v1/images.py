@@ -73,7 +73,7 @@ async def _once(
     fingerprint = await asyncio.to_thread(_fingerprint, name, photos)
     kept = await here.catalog.kept_answer(key)
     now = datetime.now(UTC)
-    if kept is not None and datetime.fromisoformat(kept.created_at) < now - _KEPT:
+    if kept is None or datetime.fromisoformat(kept.created_at) < now - _KEPT:
         await here.catalog.forget_answers(_iso(now - _KEPT))
         kept = None
     if kept is None:

@@ -6,7 +6,7 @@ from typing import Final
 from aiohttp import hdrs, web
 from aiohttp_sse import sse_response
 
-from backend.errors import NotFound
+from backend.errors import NotFound, Unavailable
 from backend.http.openapi import Operation, Parameter
 from backend.http.services import SETTINGS, UNHURRIED, Services, in_time, services
 from backend.http.v1.presenting import answer, load_detail, load_row
@@ -80,7 +80,10 @@ async def load_events(request: web.Request) -> web.StreamResponse:
             known = load.version
             await stream.send(load_detail(load).model_dump_json(), event="progress")
             await asyncio.sleep(_NEWS_SECONDS)
-            await load.next_change(known)
+            try:
+                await load.next_change(known)
+            except Unavailable:
+                return stream  # the service stops: the load goes on, and so may who follows it
         if load is not None:
             detail = load_detail(load)
         await stream.send(detail.model_dump_json(), event="end")
@@ -163,7 +166,14 @@ OPERATIONS: Final = (
         "/api/v1/loads/{id}/events",
         load_events,
         "How a load goes: events `progress`, and at its end `end`, with the load as data",
-        answer={"type": "string"},
+        answer={
+            "type": "object",
+            "required": ["event", "data"],
+            "properties": {
+                "event": {"enum": ["progress", "end"]},
+                "data": {"type": "string", "contentMediaType": "application/json"},
+            },
+        },
         media_types=("text/event-stream",),
         path_parameters=_ID,
         errors=(400, 403, 404, 503),

@@ -1,8 +1,6 @@
 """Makes answers of what the services know."""
 
-import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any, cast
 
 from aiohttp import web
@@ -74,11 +72,6 @@ def _of_image(image: Image, collection: str) -> dict[str, Any]:
 def load_detail(load: Load, *, failures: bool = True) -> schemas.LoadDetail:
     """A load of this process, with what there is to say of its speed."""
     counts = load.counts
-    rate = left = None
-    if load.state == "running" and counts.processed:
-        started = datetime.fromisoformat(load.started_at).astimezone(UTC)
-        rate = counts.processed / max(time.time() - started.timestamp(), 1e-3)
-        left = (counts.total - counts.processed) / rate
     return schemas.LoadDetail(
         id=load.id,
         collection=load.collection.name,
@@ -87,8 +80,8 @@ def load_detail(load: Load, *, failures: bool = True) -> schemas.LoadDetail:
         state=load.state,
         waiting_for=load.waiting_for,
         counts=_counts({**vars(counts), "processed": counts.processed}),
-        photos_per_second=rate,
-        seconds_left=left,
+        photos_per_second=load.photos_per_second,
+        seconds_left=load.seconds_left,
         started_at=load.started_at,
         finished_at=load.finished_at,
         error=load.error,

@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AnyHttpUrl, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from backend.duplicates import MOST_GROUP_BITS
 from backend.names import MAX_NAME_LENGTH, NAME_PATTERN
 from backend.settings import MAX_TOP_K
 
@@ -350,24 +351,32 @@ class Batch(_Answer):
 # Near-duplicates
 
 
+_MaxDistance = Annotated[
+    float | None,
+    Field(
+        None,
+        ge=0,
+        le=4,
+        description="that the photos' objects may be apart; unset: what was measured best",
+    ),
+]
+_BITS: Final = (
+    "bits of 64 in which the photos' perceptual hashes may differ; unset: what was measured best"
+)
+
+
 class DuplicatesQuery(_Request):
     """How alike photos must be."""
 
-    max_distance: float | None = Field(
-        None, ge=0, le=4, description="between the photos' objects; unset: what was measured best"
-    )
-    max_bits: int | None = Field(
-        None,
-        ge=0,
-        le=64,
-        description="that may differ between the photos' perceptual hashes; unset: what was"
-        " measured best",
-    )
+    max_distance: _MaxDistance
+    max_bits: int | None = Field(None, ge=0, le=64, description=_BITS)
 
 
-class DuplicateGroupsQuery(DuplicatesQuery):
+class DuplicateGroupsQuery(_Request):
     """Which groups of near-duplicates to list."""
 
+    max_distance: _MaxDistance
+    max_bits: int | None = Field(None, ge=0, le=MOST_GROUP_BITS, description=_BITS)
     limit: _Limit
     cursor: _Cursor
 

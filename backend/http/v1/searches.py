@@ -117,6 +117,8 @@ async def search_batch(request: web.Request) -> web.Response:
         try:
             found = await _search_photo(here, request, options, photo.data)
         except ServiceError as error:
+            if len(photos) == 1:
+                raise
             told = problem(error, request_id(request))
             return BatchResult(filename=photo.filename, problem=told)
         return BatchResult(filename=photo.filename, answer=found)

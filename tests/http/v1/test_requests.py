@@ -1,11 +1,13 @@
 """What the resource API says of requests that it cannot serve."""
 
+import time
 from typing import Any
 
 import pytest
 import requests
 
 from tests.api import GALLERY, Api, problem
+from tests.photos import draw_photo, encode
 
 
 @pytest.mark.parametrize(
@@ -106,3 +108,18 @@ def test_the_existing_endpoints_stay_open_to_other_origins(api: Api) -> None:
     )
     assert answer.status_code == 200
     assert answer.headers["Access-Control-Allow-Origin"] == "*"
+
+
+def test_what_nobody_waits_for_any_more_is_not_worked_on(api: Api) -> None:
+    large = encode(draw_photo(1, width=2400, height=1800))
+    # What lies behind a JPEG's end changes nothing but the hash that photos are told apart by.
+    files = [("image", (f"{number}.jpg", large + bytes([number]))) for number in range(16)]
+    url = f"{api.service.url}/api/v1/search/batch"
+    prepared = requests.Request("POST", url, params={"collection": GALLERY}, files=files).prepare()
+    with pytest.raises(requests.ReadTimeout):
+        requests.Session().send(prepared, timeout=(10, 0.05))
+    end = time.monotonic() + 20
+    while "event=request.cancelled" not in api.service.log.read_text():
+        assert time.monotonic() < end, "the request went on"
+        time.sleep(0.05)
+    assert api.get("/info")

@@ -116,14 +116,14 @@ def open_page(browser: Browser, site: Site) -> Iterator[OpenPage]:
     wrong: list[str] = []
     contexts = []
 
-    def watch(page: Page) -> None:
+    def watch(page: Page, base: str) -> None:
         page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
         page.on("console", lambda message: _judge(message.type, message.text, wrong))
         page.on(
             "request",
             lambda request: (
                 None
-                if request.url.startswith((site.url, "blob:", "data:"))
+                if request.url.startswith((base, "blob:", "data:"))
                 else wrong.append(f"request: {request.url}")
             ),
         )
@@ -136,15 +136,15 @@ def open_page(browser: Browser, site: Site) -> Iterator[OpenPage]:
             ),
         )
 
-    def open_path(path: str = "/", **options: Any) -> Page:
+    def open_path(path: str = "/", base: str = site.url, **options: Any) -> Page:
         context = browser.new_context(
             **{"viewport": DESKTOP, "reduced_motion": "reduce", **options}
         )
         context.set_default_timeout(_PATIENCE_MS)
         contexts.append(context)
         page = context.new_page()
-        watch(page)
-        page.goto(site.url + path)
+        watch(page, base)
+        page.goto(base + path)
         page.wait_for_selector("main h1:visible, main [role=alert]:visible")
         return page
 

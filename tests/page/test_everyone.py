@@ -9,7 +9,9 @@ import requests
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
+from tests.engines.process import free_port
 from tests.page.conftest import DESKTOP, PHONE, OpenPage, Site, search_with
+from tests.service import launch
 
 _MOST_BYTES = 150_000
 
@@ -150,6 +152,23 @@ def test_a_dark_system_gets_a_dark_page(open_page: OpenPage) -> None:
     page = open_page("/", color_scheme="dark")
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert all(int(part) < 60 for part in re.findall(r"\d+", ground)[:3])
+
+
+def test_a_service_that_waits_for_an_engine_says_so_and_is_asked_again(
+    open_page: OpenPage, tmp_path: Path
+) -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    service = launch(tmp_path, ("--triton-url", nobody), tmp_path / "data")
+    try:
+        service.wait_until_listening(60)
+        page = open_page("/", base=service.url)
+        alert = page.get_by_role("alert")
+        expect(alert).to_contain_text(re.compile("triton", re.IGNORECASE))
+        expect(alert).to_contain_text("Asking again in")
+        with page.expect_request("**/api/v1/info"):
+            alert.get_by_role("button", name="Try again").click()
+    finally:
+        service.kill()
 
 
 def test_the_page_weighs_little_and_is_asked_for_once(open_page: OpenPage, site: Site) -> None:

@@ -3,8 +3,9 @@
 import { api } from "./api.js";
 import { setUpAppearance } from "./appearance.js";
 import { CollectionsView } from "./collections.js";
-import { fill, h, icon } from "./dom.js";
+import { fill, h } from "./dom.js";
 import { basename } from "./format.js";
+import { takeDrops, takePastes } from "./intake.js";
 import { LoadsView } from "./loads.js";
 import { Notices, errorPanel, sentence } from "./notices.js";
 import { PhotosView } from "./photos.js";
@@ -56,8 +57,18 @@ export class App {
         ...(this.router.state.like === null ? {} : NO_SEARCH),
       });
     });
-    this.#takeDrops();
-    addEventListener("paste", (event) => this.#takePaste(event));
+    takeDrops({
+      adds: () => this.router.state.view === "loads",
+      takeFiles: (files) => {
+        if (this.router.state.view === "loads") this.views.loads.upload(files);
+        else this.#searchFile(files[0]);
+      },
+      takeUrl: (url) => this.#searchUrl(url),
+    });
+    takePastes({
+      takeFile: (file) => this.#searchFile(file),
+      takeUrl: (url) => this.#searchUrl(url),
+    });
   }
 
   async start() {
@@ -187,6 +198,10 @@ export class App {
     this.details.clear();
     this.views.search.forget();
     this.views.photos.forget();
+    // Whoever has scrolled down keeps the place; the list is made anew on the next visit.
+    if (this.router.state.view === "photos" && scrollY < innerHeight / 2) {
+      this.views.photos.show(this.router.state);
+    }
     this.refreshCollections().catch(() => {});
   }
 
@@ -228,63 +243,9 @@ export class App {
     });
   }
 
-  /** Photos may be dropped anywhere: to be searched with, or to be added. */
-  #takeDrops() {
-    const veil = h("div", { class: "veil", hidden: true }, icon("frame"), h("p", {}));
-    document.body.append(veil);
-    let depth = 0;
-    const hasFiles = (/** @type {DragEvent} */ event) =>
-      event.dataTransfer?.types.some((type) => type === "Files" || type === "text/uri-list") ??
-      false;
-    addEventListener("dragenter", (event) => {
-      if (!hasFiles(event)) return;
-      depth += 1;
-      const adding = this.router.state.view === "loads";
-      const text = veil.querySelector("p");
-      if (text)
-        fill(text, adding ? "Drop the photos to add them" : "Drop the photo to search with it");
-      veil.hidden = false;
-    });
-    addEventListener("dragleave", () => {
-      depth = Math.max(0, depth - 1);
-      if (depth === 0) veil.hidden = true;
-    });
-    addEventListener("dragover", (event) => {
-      if (hasFiles(event)) event.preventDefault();
-    });
-    addEventListener("drop", (event) => {
-      depth = 0;
-      veil.hidden = true;
-      if (!event.dataTransfer || !this.info) return;
-      const files = [...event.dataTransfer.files];
-      const url = event.dataTransfer.getData("text/uri-list").split("\n")[0];
-      if (files.length === 0 && !url) return;
-      event.preventDefault();
-      if (this.router.state.view === "loads" && files.length > 0) this.views.loads.upload(files);
-      else if (files.length > 0) this.#searchFile(files[0]);
-      else if (/^https?:/.test(url)) this.#searchUrl(url);
-    });
-  }
-
-  /** @param {ClipboardEvent} event */
-  #takePaste(event) {
-    if (!event.clipboardData || !this.info) return;
-    const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
-    if (file) {
-      event.preventDefault();
-      this.#searchFile(file);
-      return;
-    }
-    const typing = event.target instanceof HTMLInputElement;
-    const text = event.clipboardData.getData("text/plain").trim();
-    if (!typing && /^https?:\/\/\S+$/.test(text)) {
-      event.preventDefault();
-      this.#searchUrl(text);
-    }
-  }
-
   /** @param {File} file */
   #searchFile(file) {
+    if (!this.info) return;
     if (this.router.state.view !== "search") this.router.open(this.router.fresh({}));
     this.router.closePhoto();
     this.views.search.searchFile(file);
@@ -292,6 +253,7 @@ export class App {
 
   /** @param {string} url */
   #searchUrl(url) {
+    if (!this.info) return;
     if (this.router.state.view !== "search") this.router.open(this.router.fresh({}));
     this.views.search.searchUrl(url);
   }

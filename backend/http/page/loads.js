@@ -115,9 +115,8 @@ export class LoadsView {
     this.#list(null);
   }
 
-  hide() {
-    for (const card of this.cards.values()) card.unfollow();
-  }
+  /** What runs is followed still: the other views want to know when it ends. */
+  hide() {}
 
   /** @param {string} label @param {Record<string, string | boolean>} attributes */
   #picker(label, attributes) {

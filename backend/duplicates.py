@@ -6,6 +6,8 @@ benchmarks/README.md says how many, and how the two limits were chosen.
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.deadlines import time_left
 from backend.errors import EngineUnavailable, InvalidInput, NotFound, VectorsLost
 from backend.names import check_collection_name
 from backend.storage.catalog import Catalog, Collection, Image, PhotoHashes
@@ -172,6 +175,7 @@ class DuplicateFinder:
             raise NotFound(f"there is no collection {name!r}")
         photos = await self._photos(collection)
         candidates = await asyncio.to_thread(_candidates, photos, limits.bits, after)
+        end = time.monotonic() + time_left(math.inf)  # threads go on when their request has ended
         groups: list[list[int]] = []
         for some in _batches(candidates):
             # Those to come have no photo before their first one past `after`.
@@ -179,7 +183,7 @@ class DuplicateFinder:
                 break
             firsts = [photo.id for one in some for photo in one.to_compare]
             objects = await self._objects(collection, firsts) if firsts else {}
-            groups += await asyncio.to_thread(_confirmed, some, objects, limits)
+            groups += await asyncio.to_thread(_confirmed, some, objects, limits, end)
             groups = sorted(group for group in groups if group[0] > after)
         found = await self._described(groups[:limit])
         if len(found) < min(limit, len(groups)):
@@ -420,19 +424,33 @@ def _confirmed(
     candidates: Sequence[_Candidates],
     objects: Mapping[int, NDArray[np.float32]],
     limits: _Limits,
+    end: float,
 ) -> list[list[int]]:
-    """The groups that are left of the candidates, as ids in order."""
-    return [group for one in candidates for group in _groups_in(one, objects, limits)]
+    """The groups that are left of the candidates, as ids in order.
+
+    Raises:
+        InvalidInput: so many are alike that `end`, of the monotonic clock, has come before.
+    """
+    return [group for one in candidates for group in _groups_in(one, objects, limits, end)]
 
 
 def _groups_in(
-    candidates: _Candidates, objects: Mapping[int, NDArray[np.float32]], limits: _Limits
+    candidates: _Candidates,
+    objects: Mapping[int, NDArray[np.float32]],
+    limits: _Limits,
+    end: float,
 ) -> Iterator[list[int]]:
     of_bytes = list(candidates.of_bytes.values())
     photos = candidates.to_compare
     hashes = np.array([photo.phash for photo in photos], np.int64)
     labels = np.arange(len(of_bytes))  # the same for those that hang together
     for index, photo in enumerate(photos):
+        if time.monotonic() > end:
+            raise InvalidInput(
+                f"{len(photos)} photos of the collection are so much alike that they cannot be"
+                " compared in time: ask with a smaller max_bits or a larger max_distance, or for"
+                " the duplicates of one photo"
+            )
         near = differing_bits(hashes[index + 1 :], int(hashes[index])) <= limits.bits
         # What hangs together already need not be compared: of n copies about n pairs are, not n².
         near &= labels[index + 1 :] != labels[index]

@@ -28,11 +28,16 @@ _REMEMBERED: Final = 64
 
 @dataclass(frozen=True)
 class QueryPhoto:
-    """A photo that is searched with: the SHA-256 of its bytes, these, and what they show."""
+    """A photo that is searched with: the SHA-256 of its bytes, these, and what they show.
+
+    `is_kept` tells whether it can be asked for again: a full disk, or QUERY_CACHE_BYTES, may not
+    allow it.
+    """
 
     id: str
     data: bytes
     photo: AnalyzedPhoto
+    is_kept: bool = True
 
 
 _Analysis = tuple[AnalyzedPhoto, Mapping[Stage, float]]
@@ -64,8 +69,8 @@ class QueryPhotos:
         """
         query_id = await asyncio.to_thread(_sha256, data)
         photo = await self._analysis(query_id, data)
-        await asyncio.to_thread(self._cache.write, query_id, data)
-        return QueryPhoto(query_id, data, photo)
+        is_kept = await asyncio.to_thread(self._cache.write, query_id, data)
+        return QueryPhoto(query_id, data, photo, is_kept)
 
     async def get(self, query_id: str) -> QueryPhoto:
         """A photo that was searched with before.

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.analysis import PhotoAnalyzer
+from backend.deadlines import acquire
 from backend.errors import EngineUnavailable, InvalidInput, NotFound, VectorsLost
 from backend.metrics import Metrics
 from backend.names import check_collection_name
@@ -33,6 +34,8 @@ _MORE: Final = 4
 """How many times as many hits to ask for when their photos were too few."""
 _HITS_PER_ANSWER: Final = 4096
 """Hits of one answer of the vector engine: 10 ms of parsing, measured."""
+_FINDING: Final = 4
+"""Searches that look at hits at a time: each may hold 16,384 for each of 32 objects, 100 MB."""
 _MAX_QUERY_OBJECTS: Final = 32
 """Objects of a query photo that are searched for, best score first."""
 _HITS_FOR_ALL: Final = 16
@@ -120,7 +123,7 @@ class HitPage:
     next: Position | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Candidate:
     """An object, or with match="all" a photo, that may be a hit or, of several, the nearest of one.
 
@@ -144,6 +147,7 @@ class Searcher:
         self._vectors = vectors
         self._analyzer = analyzer
         self._figures = figures
+        self._finding = asyncio.Semaphore(_FINDING)
         self._labels: dict[int, set[str]] = {}
         """By collection: labels that have been seen in the catalog."""
 
@@ -219,9 +223,20 @@ class Searcher:
             raise InvalidInput("the query vectors hold values that are no numbers")
         if not len(vectors):
             return HitPage([], None)
-        page = await self._ask(
-            collection, lambda now: self._page(now, vectors, wanted, top_k, after)
-        )
+        try:
+            await acquire(self._finding)
+        except TimeoutError:
+            engine = self._vectors.engine_name
+            raise EngineUnavailable(
+                engine,
+                f"{engine} has more to search for than it can at the moment: try again later",
+            ) from None
+        try:
+            page = await self._ask(
+                collection, lambda now: self._page(now, vectors, wanted, top_k, after)
+            )
+        finally:
+            self._finding.release()
         if page is None:
             raise _no_collection(name)
         return page

@@ -18,7 +18,7 @@ from backend.photo_cache import PhotoCache
 from backend.single_flight import SingleFlight
 from backend.vision.thumbnail import RECIPE, MediaType, make_thumbnail
 
-__all__ = ["MediaType", "Thumbnails", "thumbnail_type"]
+__all__ = ["RECIPE", "MediaType", "Thumbnails", "thumbnail_type"]
 
 _NAME: Final = re.compile(r"[0-9a-f]{64}-[1-9][0-9]{0,4}-[0-9]+\.(?:avif|webp|jpeg)")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")

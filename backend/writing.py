@@ -28,6 +28,7 @@ from backend.errors import (
     ConfigurationError,
     Conflict,
     EngineUnavailable,
+    ServiceError,
     Unavailable,
     VectorsLost,
 )
@@ -206,7 +207,13 @@ class PhotoWriter:
             is_new = known is None or known.state != "indexed"
             if known is not None and not is_new and await self._in_file_thread(path.exists):
                 return AddedPhoto(known.id, created=False)
-            await self._in_file_thread(self._uploads.write, path, data)
+            try:
+                await self._in_file_thread(self._uploads.write, path, data)
+            except OSError as error:
+                _log.error("upload.not_kept", path=str(path), error=str(error))
+                raise ServiceError(
+                    f"the photo cannot be kept in UPLOAD_PATH: {error.strerror}"
+                ) from None
             [image_id] = await self._write(collection, [photo])
             return AddedPhoto(image_id, created=is_new)
 

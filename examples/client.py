@@ -22,7 +22,7 @@ from typing import Any
 import requests
 
 TIMEOUT_SECONDS = 60
-PHOTOS_PER_UPLOAD = 16
+PHOTOS_PER_UPLOAD = 4
 
 
 class ApiError(Exception):
@@ -45,24 +45,25 @@ class Client:
         ) as events:
             _check(events)
             # Each event is an `event:` and a `data:` line; other lines are of no interest here.
-            for line in events.iter_lines(decode_unicode=True):
-                if line.startswith("data: "):
-                    yield json.loads(line.removeprefix("data: "))
+            for line in events.iter_lines():
+                if line.startswith(b"data: "):
+                    yield json.loads(line.removeprefix(b"data: "))
 
     def upload(self, photos: list[Path], collection: str | None = None) -> Iterator[dict[str, Any]]:
         """Sends photos; yields for each what has become of it."""
         for start in range(0, len(photos), PHOTOS_PER_UPLOAD):
             chunk = photos[start : start + PHOTOS_PER_UPLOAD]
             files = [("image", (photo.name, photo.read_bytes())) for photo in chunk]
-            # With the same key, a request that is repeated after a lost answer changes nothing.
-            headers = {"Idempotency-Key": str(uuid.uuid4())}
-            done = self._call(
-                "POST",
-                "/images",
-                params={"collection": collection},
-                files=files,
-                headers=headers,
-            )
+            options = {
+                "params": {"collection": collection},
+                "files": files,
+                "headers": {"Idempotency-Key": str(uuid.uuid4())},
+            }
+            try:
+                done = self._call("POST", "/images", **options)
+            except requests.ConnectionError:
+                # The answer may have been lost: with the same key it is given again.
+                done = self._call("POST", "/images", **options)
             yield from done["results"]
 
     def search(self, photo: Path, **options: Any) -> Iterator[dict[str, Any]]:
@@ -152,6 +153,10 @@ def main() -> int:
                 print(f"{load['state']}: {counts['processed']} of {counts['total']} photos")
             for failure in load["failures"]:
                 print(f"{failure['path']}: {failure['reason']}", file=sys.stderr)
+            if load["state"] != "done":
+                raise ApiError(
+                    load["error"] or f"load {load['id']} is {load['state']}, and not done"
+                )
             failed = counts["failed"]
         elif options.command == "upload":
             for photo, result in zip(

@@ -167,7 +167,10 @@ def _is_foreign(request: web.Request) -> bool:
         )
         return site in ("cross-site", "same-site") and not is_followed
     origin = request.headers.get("Origin")
-    return origin is not None and urlsplit(origin).netloc != request.host
+    try:
+        return origin is not None and urlsplit(origin).netloc != request.host
+    except ValueError:  # it is no address at all
+        return True
 
 
 @web.middleware
@@ -195,7 +198,7 @@ async def allow_other_origins(request: web.Request, response: web.StreamResponse
     Without credentials, of which there are none. A signal rather than a middleware, since files
     are answered from the handler.
     """
-    if "Origin" in request.headers and not _is_api(request):
+    if not _is_api(request):
         response.headers["Access-Control-Allow-Origin"] = "*"
 
 

@@ -75,14 +75,15 @@ async def read_form(
                 raise InvalidInput(f"the form has more than {max_parts} parts")
             if not isinstance(part, BodyPartReader):
                 raise InvalidInput("the form has a multipart body inside a part")
-            if part.name == photo_field:
+            name = _text(part.name)
+            if name == photo_field:
                 if max_photos is None:
                     form.photos.clear()
                 elif len(form.photos) == max_photos:
                     raise InvalidInput(
                         f"the form has more photos than the {max_photos} that one request may have"
                     )
-                data = await _read(part, max_photo_bytes, "MAX_UPLOAD_BYTES allows")
+                data = await _read(part, name, max_photo_bytes, "MAX_UPLOAD_BYTES allows")
                 left -= len(data)
                 if left < 0 and max_photos is not None:
                     raise TooLarge(
@@ -90,11 +91,11 @@ async def read_form(
                         f" {max_photo_bytes} bytes that MAX_UPLOAD_BYTES allows for one: send fewer"
                         " in a request"
                     )
-                form.photos.append(Photo(data, part.filename))
-            elif part.name:
+                form.photos.append(Photo(data, _text(part.filename)))
+            elif name:
                 limit = "a field may have"
-                text = await _read(part, _MAX_FIELD_BYTES, limit)
-                form.fields[part.name] = text.decode("utf-8", "replace").strip()
+                text = await _read(part, name, _MAX_FIELD_BYTES, limit)
+                form.fields[name] = text.decode("utf-8", "replace").strip()
     except InvalidInput:
         raise
     except _MALFORMED as error:
@@ -102,10 +103,15 @@ async def read_form(
     return form
 
 
-async def _read(part: BodyPartReader, limit: int, allowed_by: str) -> bytes:
+def _text(name: str | None) -> str | None:
+    """A name of a part's header, of which aiohttp keeps bytes that are no UTF-8 as surrogates."""
+    return name and name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+async def _read(part: BodyPartReader, name: str, limit: int, allowed_by: str) -> bytes:
     data = bytearray()
     while chunk := await part.read_chunk(_CHUNK_BYTES):
         data += chunk
         if len(data) > limit:
-            raise TooLarge(f"{part.name!r} has more than the {limit} bytes that {allowed_by}")
+            raise TooLarge(f"{name!r} has more than the {limit} bytes that {allowed_by}")
     return bytes(data)

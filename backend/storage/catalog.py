@@ -744,13 +744,6 @@ class Catalog:
             query = query.join(found, found.c.image_id == _images.c.id)
         return [Image(**row._mapping) for row in await self._rows(query.order_by(_images.c.id))]
 
-    async def count_objects(self, collection_id: int) -> int:
-        """How many objects the collection's indexed photos hold."""
-        [row] = await self._rows(
-            _indexed_objects(sa.func.count()).where(_images.c.collection_id == collection_id)
-        )
-        return int(row[0])
-
     async def label_counts(self, collection_id: int) -> list[tuple[str, int]]:
         """The labels of the collection's indexed photos, each with how many objects bear it.
 

@@ -51,8 +51,6 @@ _VECTORS_PER_QUERY: Final = 100
 """0.8 MB of 2048-d: above 2 MB Milvus Lite 2.5.1 takes many times as long for each, and what is
 parsed is parsed on the event loop, 10 ms."""
 _IDS_PER_DELETE: Final = 1000
-_IMAGES_PER_SEARCH: Final = 1000
-"""That one expression names, of those whose objects are searched alone."""
 _WIDER: Final = 16
 """How many times as wide the next range of ids is, where one has held next to none."""
 _DATABASE: Final = "vectors.db"
@@ -105,7 +103,7 @@ class ObjectVector:
     vector: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VectorHit:
     """An object near a query vector. `distance` is squared L2: 2 - 2 cos for unit vectors."""
 
@@ -122,13 +120,11 @@ class ObjectFilter:
         labels: any of them; none is no condition.
         min_score: the least score. Milvus keeps scores in 32 bits, to which this is rounded too: it
             means what comparing both as 32-bit numbers does.
-        image_ids: only rows of these photos; None is no condition, and () no row.
         not_image_ids: no rows of these photos.
     """
 
     labels: tuple[str, ...] = ()
     min_score: float | None = None
-    image_ids: tuple[int, ...] | None = None
     not_image_ids: tuple[int, ...] = ()
 
 
@@ -373,24 +369,6 @@ class _Milvus(ABC):
         where: ObjectFilter = _EVERY_OBJECT,
     ) -> list[list[VectorHit]]:
         """See `VectorStore.search`."""
-        conditions = self._conditions(where)
-        if where.image_ids is None:
-            return await self._search(store, vectors, limit, conditions)
-        found: list[list[VectorHit]] = [[] for _ in vectors]
-        image_ids = sorted(set(where.image_ids))
-        for chunk in _chunks(image_ids, _IMAGES_PER_SEARCH):
-            named = [*conditions, f"image_id in {_integers(chunk)}"]
-            answers = await self._search(store, vectors, limit, named)
-            for hits, more in zip(found, answers, strict=True):
-                hits += more
-        if len(image_ids) > _IMAGES_PER_SEARCH:
-            for hits in found:
-                hits.sort(key=lambda hit: (hit.distance, hit.object_id))
-                del hits[limit:]
-        return found
-
-    def _conditions(self, where: ObjectFilter) -> list[str]:
-        """Milvus expressions of all but `image_ids`."""
         conditions = []
         if where.labels:
             literals = ",".join(
@@ -402,11 +380,6 @@ class _Milvus(ABC):
             conditions.append(f"score >= {float(np.float32(where.min_score))}")
         if where.not_image_ids:
             conditions.append(f"image_id not in {_integers(where.not_image_ids)}")
-        return conditions
-
-    async def _search(
-        self, store: str, vectors: NDArray[np.float32], limit: int, conditions: Sequence[str]
-    ) -> list[list[VectorHit]]:
         params = {
             name: max(value, limit) if name in _HITS_PARAMETERS else value
             for name, value in self._search_params.items()

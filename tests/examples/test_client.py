@@ -14,7 +14,7 @@ CLIENT = REPOSITORY / "examples" / "client.py"
 def _run(api: Api, *arguments: str, code: int = 0) -> tuple[list[str], str]:
     done = subprocess.run(
         [sys.executable, str(CLIENT), *arguments],
-        env={"SERVICE_URL": api.service.url},
+        env={"SERVICE_URL": api.service.url, "PYTHONUTF8": "1"},
         capture_output=True,
         text=True,
         timeout=120,
@@ -29,10 +29,10 @@ def test_it_fits_on_a_few_pages() -> None:
 
 def test_it_loads_a_folder_and_says_what_failed(api: Api, tmp_path: Path) -> None:
     write_photos(tmp_path, 3, start=400)
-    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    (tmp_path / "Århus.jpg").write_bytes(b"no photo")
     lines, errors = _run(api, "--collection", "client_load", "load", str(tmp_path), code=1)
     assert lines[-1] == "done: 4 of 4 photos"
-    assert str(tmp_path / "broken.jpg") in errors
+    assert str(tmp_path / "Århus.jpg") in errors
 
 
 def test_it_searches_page_by_page_and_then_for_more_like_what_it_found(api: Api) -> None:

@@ -23,7 +23,7 @@ from backend.http.v1.schemas import (
     ModelInfo,
     NewCollection,
 )
-from backend.names import MAX_NAME_LENGTH, NAME_PATTERN
+from backend.names import MAX_NAME_LENGTH, NAME_PATTERN, check_collection_name
 from backend.settings import MAX_TOP_K
 from backend.storage.catalog import Collection
 
@@ -121,7 +121,7 @@ async def info(request: web.Request) -> web.Response:
 
 
 async def _collection(here: Services, request: web.Request) -> Collection:
-    name = request.match_info["name"]
+    name = check_collection_name(request.match_info["name"])
     found = await here.catalog.collection(name)
     if found is None:
         raise _missing(name)
@@ -196,7 +196,7 @@ OPERATIONS: Final = (
         "One collection: counts, labels, embedder",
         answer=CollectionDetail,
         path_parameters=_NAME,
-        errors=(403, 404, 503),
+        errors=(400, 403, 404, 503),
         problems=True,
         tag="collections",
     ),

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -41,7 +42,7 @@ from backend.http.v1.schemas import (
     UploadResult,
 )
 from backend.storage.catalog import Collection, Image, KeptAnswer
-from backend.thumbnails import thumbnail_type
+from backend.thumbnails import RECIPE, thumbnail_type
 
 __all__ = ["MAX_UPLOADS", "OPERATIONS"]
 
@@ -49,6 +50,7 @@ MAX_UPLOADS: Final = 64
 """Photos of one request that brings several."""
 _KEY_HEADER: Final = "Idempotency-Key"
 _MAX_KEY: Final = 255
+_KEY: Final = f"[!-~]{{1,{_MAX_KEY}}}"
 _KEPT: Final = timedelta(hours=24)
 """For so long an answer to a request with a key is given again."""
 
@@ -97,9 +99,9 @@ async def _once(
             f"the {_KEY_HEADER} {key!r} came with other photos or another collection before: take a"
             " new one for each upload"
         )
-    return web.json_response(
-        kept.answer, status=kept.status, headers={"Idempotency-Replayed": "true"}
-    )
+    first = UploadAnswer.model_validate(kept.answer)
+    headers = {"Idempotency-Replayed": "true", **_location(first)}
+    return web.json_response(kept.answer, status=kept.status, headers=headers)
 
 
 async def _keep_all(
@@ -124,10 +126,13 @@ async def _keep_all(
 
 
 def _uploaded(done: UploadAnswer) -> web.Response:
-    headers = {}
+    return answer(done, status=_status(done), headers=_location(done))
+
+
+def _location(done: UploadAnswer) -> dict[str, str]:
     if len(done.results) == 1 and (image := done.results[0].image) is not None:
-        headers[hdrs.LOCATION] = f"/api/v1/images/{image.id}"
-    return answer(done, status=_status(done), headers=headers)
+        return {hdrs.LOCATION: f"/api/v1/images/{image.id}"}
+    return {}
 
 
 def _status(done: UploadAnswer) -> int:
@@ -139,9 +144,9 @@ def _status(done: UploadAnswer) -> int:
 
 def _key(request: web.Request) -> str | None:
     key = request.headers.get(_KEY_HEADER)
-    if key is None or (0 < len(key) <= _MAX_KEY and key.isascii() and key.isprintable()):
+    if key is None or re.fullmatch(_KEY, key):
         return key
-    detail = f"it must have 1 to {_MAX_KEY} printable characters of ASCII"
+    detail = f"it must have 1 to {_MAX_KEY} visible characters of ASCII"
     raise InvalidFields([FieldProblem(where="header", name=_KEY_HEADER, detail=detail)])
 
 
@@ -215,7 +220,7 @@ async def thumbnail(request: web.Request) -> web.Response:
         image, _ = await _image(here, image_id)
         if image.state != "indexed":
             raise NotFound(f"photo {image_id} could not be indexed and has no thumbnail")
-        tag = f"{image.sha256[:32]}-{size}-{media_type.partition('/')[2]}"
+        tag = f"{image.sha256[:32]}-{size}-{RECIPE}-{media_type.partition('/')[2]}"
         headers = {
             # The id may come to mean other bytes, when the file is replaced and loaded again.
             "Cache-Control": "private, max-age=300",
@@ -296,7 +301,7 @@ OPERATIONS: Final = (
                 _KEY_HEADER,
                 "a word of the client's for this upload: sent again with it, within a day, it is"
                 " answered as the first time",
-                {"type": "string", "minLength": 1, "maxLength": _MAX_KEY, "pattern": "^[!-~]+$"},
+                {"type": "string", "minLength": 1, "maxLength": _MAX_KEY, "pattern": f"^{_KEY}$"},
             ),
         ),
         form=(
@@ -371,7 +376,7 @@ OPERATIONS: Final = (
         path_parameters=_ID,
         query=ThumbnailQuery,
         headers=(_IF_NONE_MATCH,),
-        errors=(400, 403, 404, 413, 415, 503),
+        errors=(400, 403, 404, 413, 503),
         problems=True,
         tag="images",
     ),

@@ -21,7 +21,10 @@ from backend.http.v1.schemas import LoadDetail, LoadList, LoadsQuery, NewLoad
 
 __all__ = ["OPERATIONS"]
 
+_EVENTS: Final = "text/event-stream; charset=utf-8"
 _MAX_ID: Final = 2**63 - 1
+_FAILURES_IN_NEWS: Final = 100
+"""The first ones, of an event that comes five times a second; the last event has all."""
 _NEWS_SECONDS: Final = 0.2
 """Between two events at least: a person sees no more, and a load of small photos has hundreds."""
 
@@ -58,7 +61,7 @@ async def list_loads(request: web.Request) -> web.Response:
     items = []
     for row in rows:
         live = here.indexer.active_load(row.id)
-        items.append(load_row(row) if live is None else load_detail(live, failures=False))
+        items.append(load_row(row) if live is None else load_detail(live, failures=0))
     return answer(LoadList(items=items, next_cursor=cursor))
 
 
@@ -75,10 +78,13 @@ async def load_events(request: web.Request) -> web.StreamResponse:
     with in_time(request):
         detail = await _detail(here, load_id)
     load = here.indexer.active_load(load_id)
-    async with sse_response(request) as stream:
+    if request.method == "HEAD":
+        return web.Response(content_type="text/event-stream", charset="utf-8")
+    async with sse_response(request, headers={"Content-Type": _EVENTS}) as stream:
         while load is not None and load.state == "running":
             known = load.version
-            await stream.send(load_detail(load).model_dump_json(), event="progress")
+            news = load_detail(load, failures=_FAILURES_IN_NEWS)
+            await stream.send(news.model_dump_json(), event="progress")
             await asyncio.sleep(_NEWS_SECONDS)
             try:
                 await load.next_change(known)

@@ -69,8 +69,8 @@ def _of_image(image: Image, collection: str) -> dict[str, Any]:
     }
 
 
-def load_detail(load: Load, *, failures: bool = True) -> schemas.LoadDetail:
-    """A load of this process, with what there is to say of its speed."""
+def load_detail(load: Load, *, failures: int | None = None) -> schemas.LoadDetail:
+    """A load of this process, with so many of its failures, or all."""
     counts = load.counts
     return schemas.LoadDetail(
         id=load.id,
@@ -86,8 +86,7 @@ def load_detail(load: Load, *, failures: bool = True) -> schemas.LoadDetail:
         finished_at=load.finished_at,
         error=load.error,
         failures=[
-            schemas.Failure(path=each.path, reason=each.reason)
-            for each in (load.failures if failures else ())
+            schemas.Failure(path=each.path, reason=each.reason) for each in load.failures[:failures]
         ],
     )
 

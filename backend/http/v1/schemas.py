@@ -293,7 +293,7 @@ class QueryPhoto(_Answer):
     id: str | None = Field(
         None,
         description="for `GET /api/v1/search?query=` and `GET /api/v1/queries/{id}/file`, for as"
-        " long as it is kept; null where the query is an indexed photo or object",
+        " long as it is kept; null where it cannot be, or is an indexed photo or object",
     )
     image_id: Id | None = Field(None, description="the indexed photo that it is")
     width: int

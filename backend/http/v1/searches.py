@@ -1,6 +1,7 @@
 """`/api/v1/search`, `/api/v1/queries` and `/api/v1/detect`."""
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -9,7 +10,7 @@ import numpy as np
 from aiohttp import hdrs, web
 from numpy.typing import NDArray
 
-from backend.errors import InvalidInput, NotFound, ServiceError
+from backend.errors import InvalidImage, InvalidInput, NotFound, ServiceError, TooLarge
 from backend.files import read_photo_file
 from backend.http.files import is_known
 from backend.http.multipart import Photo
@@ -63,11 +64,12 @@ _MAX_QUERY_OBJECTS: Final = 32
 class _Query:
     """What is searched with: vectors, what of the photo they are, and what to leave out.
 
-    `collection` is where the photo itself is, if it is indexed.
+    `sha256` is of a photo that was sent; `collection` is where an indexed one is.
     """
 
     photo: QueryPhoto
     vectors: NDArray[np.float32]
+    sha256: str | None = None
     collection: str | None = None
     own_images: tuple[int, ...] = ()
 
@@ -173,13 +175,13 @@ async def _of_photo(
         if (collection := await here.catalog.collection(name)) is not None:
             own = await _same_bytes(here, collection, kept.id)
     shown = QueryPhoto(
-        id=kept.id,
+        id=kept.id if kept.is_kept else None,
         width=photo.width,
         height=photo.height,
         objects=detections(photo.objects),
         searched=searched,
     )
-    return _Query(shown, vectors, own_images=own)
+    return _Query(shown, vectors, sha256=kept.id, own_images=own)
 
 
 async def _of_image(
@@ -190,16 +192,26 @@ async def _of_image(
     data = None
     if options.region is not None:
         limit = request.app[SETTINGS].max_file_bytes
-        try:
-            data = await asyncio.to_thread(read_photo_file, image.path, limit)
-        except OSError as error:
-            raise NotFound(
-                f"the photo is indexed, but its file cannot be read: {error.strerror}"
-            ) from None
+        data = await asyncio.to_thread(_read_indexed, image, limit)
     searched, vectors = await _choice(here, options, len(objects), data)
-    if vectors is None:
+    if vectors is None and searched:
         vectors = await here.searcher.object_vectors([objects[index].id for index in searched])
+    if vectors is None:
+        vectors = np.empty((0, here.analyzer.embedder.dimension), np.float32)
     return await _of_indexed(here, options, image, collection, objects, searched, vectors)
+
+
+def _read_indexed(image: Image, limit: int) -> bytes:
+    try:
+        data = read_photo_file(image.path, limit)
+    except (OSError, InvalidImage, TooLarge) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise NotFound(f"the photo is indexed, but its file cannot be read: {reason}") from None
+    if hashlib.sha256(data).hexdigest() != image.sha256:
+        raise NotFound(
+            f"the file {image.path} has changed since it was indexed: load its folder again"
+        )
+    return data
 
 
 async def _of_object(here: Services, options: SearchOptions, object_id: int) -> _Query:
@@ -235,7 +247,7 @@ async def _of_indexed(
         objects=detections(objects),
         searched=searched,
     )
-    return _Query(shown, vectors, collection.name, own)
+    return _Query(shown, vectors, collection=collection.name, own_images=own)
 
 
 async def _choice(
@@ -267,7 +279,8 @@ async def _search(
         raise InvalidInput("match=all ranks photos: it does not go with group_by=object")
     # A photo that was sent is gone on with by its id: both make the same list.
     asked = SearchOptions(**options.model_dump(include=set(SearchOptions.model_fields)))
-    identity = {"of": name, "by": query.photo.id or query.photo.image_id}
+    by = query.sha256 or query.photo.image_id
+    identity = {"of": name, "by": by, "searched": query.photo.searched}
     after = None
     if options.cursor is not None:
         kinds = (float, int, int)
@@ -299,7 +312,11 @@ async def _search(
 
 async def _hits(here: Services, name: str, searched: list[int], page: HitPage) -> list[Hit]:
     ids = {hit.matches[0].object.image_id for hit in page.hits}
-    images = {image.id: image for image in await here.catalog.images_by_id(sorted(ids))}
+    images = {
+        image.id: image
+        for image in await here.catalog.images_by_id(sorted(ids))
+        if image.state == "indexed"  # not deleted, or indexed again, meanwhile
+    }
     return [
         Hit(
             distance=hit.distance,
@@ -314,7 +331,7 @@ async def _hits(here: Services, name: str, searched: list[int], page: HitPage) -
             ],
         )
         for hit in page.hits
-        if hit.matches[0].object.image_id in images  # not deleted meanwhile
+        if hit.matches[0].object.image_id in images
     ]
 
 

@@ -42,6 +42,23 @@ def test_of_several_photos_each_has_its_own_result(api: Api) -> None:
     assert api.get("/collections/uploads_many")["images"] == 2
 
 
+def test_a_filename_that_is_no_utf_8_is_taken_as_far_as_it_goes(api: Api) -> None:
+    body = (
+        b'--xyz\r\nContent-Disposition: form-data; name="image"; filename="caf\xe9.jpg"\r\n\r\n'
+        + drawing(108)
+        + b"\r\n--xyz--\r\n"
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=xyz"}
+    params = {"collection": "uploads_latin"}
+    answer = api.call("POST", "/images", params=params, data=body, headers=headers)
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["results"][0]["filename"] == "caf\ufffd.jpg"
+    odd = body.replace(b'name="image"', b'name="\xe9"').replace(drawing(108), b"text")
+    answer = api.call("POST", "/images", params=params, data=odd, headers=headers)
+    [error] = problem(answer, 400, "invalid_input")["errors"]
+    assert error["name"] == "\ufffd"
+
+
 def test_one_photo_that_is_none_is_an_error(api: Api) -> None:
     gif = io.BytesIO()
     Image.new("P", (8, 8)).save(gif, "GIF")
@@ -52,13 +69,14 @@ def test_one_photo_that_is_none_is_an_error(api: Api) -> None:
 
 
 def test_a_request_with_the_same_key_is_answered_as_the_first_time(api: Api) -> None:
-    photo, headers = drawing(103), {"Idempotency-Key": "a key of 103"}
+    photo, headers = drawing(103), {"Idempotency-Key": "a-key-of-103"}
     first = api.upload(photo, collection="uploads_key", headers=headers)
     assert first.status_code == 201
     assert "Idempotency-Replayed" not in first.headers
     second = api.upload(photo, collection="uploads_key", headers=headers)
     assert (second.status_code, second.json()) == (201, first.json())
     assert second.headers["Idempotency-Replayed"] == "true"
+    assert second.headers["Location"] == first.headers["Location"]
     for other in (
         api.upload(drawing(104), collection="uploads_key", headers=headers),
         api.upload(photo, collection="uploads_other", headers=headers),

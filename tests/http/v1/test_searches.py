@@ -1,10 +1,16 @@
 """Searches of the resource API: by upload, by what is indexed, filtered, joined, page by page."""
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.api import GALLERY, PHOTOS, Api, drawing, problem
+from tests.photos import encode
+from tests.service import Service
 
 
 def _ids(answer: Any) -> list[int]:
@@ -94,6 +100,11 @@ def test_a_cursor_is_good_for_its_own_request_alone(api: Api) -> None:
         answer = api.call("GET", "/search", params={**params, **changed, "cursor": cursor})
         [error] = problem(answer, 400, "invalid_input")["errors"]
         assert (error["where"], error["name"]) == ("query", "cursor")
+    image = _rich(api)
+    one, other = (each["id"] for each in image["objects"][:2])
+    cursor = api.get("/search", object_id=one, top_k=1)["next_cursor"]
+    answer = api.call("GET", "/search", params={"object_id": other, "top_k": 1, "cursor": cursor})
+    problem(answer, 400, "invalid_input")
     for broken in (cursor[:-3], "%%", "bnVsbA", "e30"):
         answer = api.call("GET", "/search", params={**params, "cursor": broken})
         problem(answer, 400, "invalid_input")
@@ -281,3 +292,51 @@ def test_a_collection_that_is_not_there_is_not_found(api: Api) -> None:
         files={"image": api.photos[0].read_bytes()},
     )
     assert "nowhere" in problem(answer, 404, "not_found")["detail"]
+
+
+def test_a_frame_of_a_file_that_has_changed_is_not_searched_for(api: Api, tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(drawing(500))
+    load = api.post("/loads", {"folder": str(tmp_path), "collection": "changing"}).json()
+    api.events(load["id"])
+    [image] = api.get("/images", collection="changing")["items"]
+    params = {"image_id": image["id"], "region": "0,0,100,100"}
+    assert api.call("GET", "/search", params=params).status_code == 200
+    for content in (drawing(501), b"no photo"):
+        path.write_bytes(content)
+        answer = api.call("GET", "/search", params=params)
+        assert "has changed" in problem(answer, 404, "not_found")["detail"]
+    path.unlink()
+    assert (
+        "cannot be read"
+        in problem(api.call("GET", "/search", params=params), 404, "not_found")["detail"]
+    )
+
+
+def test_photos_without_objects_are_like_nothing(start_service: Callable[..., Service]) -> None:
+    service = start_service("--whole-image", "never", "--query-cache-bytes", "0")
+    api = Api(service, [])
+    blank = encode(np.full((64, 64, 3), 127, np.uint8))
+    made = api.upload(blank, collection=GALLERY).json()["results"][0]["image"]
+    assert made["objects"] == []
+    assert api.get("/search", image_id=made["id"])["hits"] == []
+    sent = api.search(blank)
+    assert sent["hits"] == []
+    assert sent["query"]["id"] is None  # nothing is kept that could be asked for again
+
+
+def test_an_upload_that_the_disk_refuses_is_told_of_each_photo(
+    start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    service = start_service()
+    api = Api(service, [])
+    first = api.upload(drawing(510), collection="kept").json()["results"][0]["image"]
+    folder = Path(first["path"]).parent
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    answer = api.upload(drawing(511), drawing(512), collection="kept")
+    assert answer.status_code == 207
+    for result in answer.json()["results"]:
+        assert "UPLOAD_PATH" in result["problem"]["detail"]
+    alone = problem(api.upload(drawing(513), collection="kept"), 500, "internal_error")
+    assert "UPLOAD_PATH" in alone["detail"]

@@ -30,7 +30,8 @@ def test_a_folder_is_loaded_with_live_progress_and_its_failures(
     page.get_by_role("button", name="Load", exact=True).click()
     card = page.locator(".load", has_text=str(tmp_path / "album"))
     expect(card.locator(".state")).to_have_text("Done", timeout=60_000)
-    assert len(page.evaluate("[...window.seen]")) >= 3, "the bar has jumped to its end"
+    seen = [int(part) for part in page.evaluate("[...window.seen]")]
+    assert any(0 < part < 100 for part in seen), "the bar has jumped to its end"
     expect(card).to_contain_text("61 of 61 photos")
     expect(card).to_contain_text("60 added")
     card.get_by_text("1 photo failed").click()

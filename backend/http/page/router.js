@@ -53,7 +53,7 @@ export const NO_FILTERS = Object.freeze({ label: [], minScore: null, minArea: nu
  * @param {string} text of a URL
  * @returns {State} what is no value of a field is passed over
  */
-export function parseState(text) {
+function parseState(text) {
   const query = new URLSearchParams(text);
   /** @param {string} name */
   const whole = (name) => {

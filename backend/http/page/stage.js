@@ -9,6 +9,9 @@ import { placeBox } from "./tiles.js";
 /** Beyond so many, labels are shown for the object that is pointed at. */
 const MOST_TAGS = 12;
 const MOST_ENLARGED = 2;
+/** Of a label, roughly, as parts of the photo. */
+const TAG_WIDTH = 0.3;
+const TAG_HEIGHT = 0.12;
 
 export class Stage {
   /**
@@ -41,6 +44,8 @@ export class Stage {
   showObjects(width, height, objects) {
     this.showSize(width, height);
     this.layer.classList.toggle("crowded", objects.length > MOST_TAGS);
+    /** @type {Detection[]} */
+    const tagged = [];
     const bySize = [...objects].sort((a, b) => area(b) - area(a));
     fill(
       this.layer,
@@ -59,6 +64,14 @@ export class Stage {
         setStyle(outline, { "z-index": bySize.indexOf(object) + 1 });
         placeBox(outline, object.box, { width, height }, { width, height });
         outline.classList.toggle("end", object.box[0] > width * 0.7);
+        // A label that would lie on another's goes to the bottom of its outline.
+        const hides = tagged.some(
+          ({ box: [x, y] }) =>
+            Math.abs(x - object.box[0]) < width * TAG_WIDTH &&
+            Math.abs(y - object.box[1]) < height * TAG_HEIGHT,
+        );
+        if (hides) outline.classList.add("low");
+        else tagged.push(object);
         return outline;
       }),
     );

@@ -230,8 +230,8 @@ async def _load_while_serving(indexer: Indexer, settings: Settings, folder: str,
         # The service is of use without it: what was wrong is said, and it goes on.
         stderr.print(f"error: {error}", markup=False, soft_wrap=True)
     stderr.print(
-        f"\nReady at {url}. Search with a photo of yours:\n"
-        f"  curl -F image=@{_EXAMPLE_PHOTO} {url}/img/search\n"
+        f"\nReady at {url}. Open it in a browser, or search with a photo of yours:\n"
+        f"  curl -F image=@{_EXAMPLE_PHOTO} {url}/api/v1/search\n"
         f"All endpoints, to try in a browser: {url}/docs\n",
         markup=False,
         soft_wrap=True,

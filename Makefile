@@ -23,8 +23,9 @@ serve: $(VENV)/serve.stamp
 models: $(VENV)/export.stamp
 	$(BIN)/python -m scripts.export_models yolov3 resnet50
 
+# More at a time than two cores: many tests wait for servers that start, hang or come back.
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ def test_every_endpoint_is_listed() -> None:
 
 def test_linked_files_exist() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", _README)
+    links += re.findall(r'<img src="([^"]+)"', _README)
     assert links
     for link in links:
         assert (REPOSITORY / link).exists(), link

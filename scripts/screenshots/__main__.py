@@ -1,11 +1,10 @@
-"""`python -m scripts.screenshots`: pictures of the page's main states, its weight and its speed.
+"""`python -m scripts.screenshots`: pictures of the page's main states.
 
-Starts a service of its own, loads photos, opens the page in Chromium and writes PNG files. Prints
-when the page first paints and what it weighs.
+Starts a service of its own, loads photos, opens the page in Chromium and writes PNG files.
+`python -m benchmarks.page` measures how fast the page is.
 """
 
 import argparse
-import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ from tests.service import REPOSITORY, Service, start
 
 _OUTPUT: Final = REPOSITORY / "docs" / "screenshots"
 _SCENES: Final = 60
-_PAINTS: Final = 7
 _DESKTOP: Final = ViewportSize(width=1280, height=800)
 _PHONE: Final = ViewportSize(width=390, height=760)
 _SETTLED_MS: Final = 500
@@ -44,7 +42,6 @@ def main() -> None:
             browser = playwright.chromium.launch(
                 executable_path=options.chromium, args=["--no-sandbox"]
             )
-            _measure(browser, service.url)
             _take(browser, service.url, _telling(service), options.output)
             browser.close()
 
@@ -74,30 +71,6 @@ def _telling(service: Service) -> Path:
     return Path(max(details, key=rank)["path"])
 
 
-def _measure(browser: Browser, url: str) -> None:
-    paints, weights = [], []
-    for _ in range(_PAINTS):
-        context = browser.new_context(viewport=_DESKTOP)  # with nothing in its cache
-        page = context.new_page()
-        page.goto(url)
-        page.locator("h1:visible").wait_for()
-        page.wait_for_load_state("networkidle")
-        paints.append(
-            page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-        )
-        weights.append(
-            page.evaluate(
-                """["navigation", "resource"]
-                  .flatMap((type) => performance.getEntriesByType(type))
-                  .filter((entry) => !entry.name.includes("/api/"))
-                  .reduce((sum, entry) => sum + entry.encodedBodySize, 0)"""
-            )
-        )
-        context.close()
-    print(f"first contentful paint: {statistics.median(paints):.0f} ms, the median of {_PAINTS}")
-    print(f"weight: {weights[0] / 1000:.1f} kB as sent, without photos")
-
-
 def _take(browser: Browser, url: str, query: Path, output: Path) -> None:
     def shoot(page: Page, name: str) -> None:
         page.mouse.move(1, 1)
@@ -121,13 +94,10 @@ def _take(browser: Browser, url: str, query: Path, output: Path) -> None:
     shoot(page, "start")
     search(page)
     shoot(page, "results")
-    page.locator(".query .outline").first.click()
-    page.locator(".results:not([aria-busy])").wait_for()
-    shoot(page, "object")
     page.locator(".results .tile").nth(1).click()
     page.locator("dialog .objects a").first.wait_for()
     shoot(page, "detail")
-    for view in ("photos", "loads", "collections"):
+    for view in ("loads", "collections"):
         page.goto(f"{url}/?view={view}")
         if view == "collections":
             page.locator(".collection summary").first.click()

@@ -92,7 +92,9 @@ async def load_events(request: web.Request) -> web.StreamResponse:
                 return stream  # the service stops: the load goes on, and so may who follows it
         if load is not None:
             detail = load_detail(load)
-        await stream.send(detail.model_dump_json(), event="end")
+        # One that a start has not gone on with yet, or that another process runs, has not ended.
+        event = "progress" if detail.state == "running" else "end"
+        await stream.send(detail.model_dump_json(), event=event)
     return stream
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.page.conftest import BROKEN, MANY, PHOTOS, OpenPage, Site
 from tests.photos import draw_photo, encode
@@ -88,6 +88,7 @@ def test_a_photos_details_open_step_on_and_close_where_they_began(
     expect(dialog).to_contain_text("320 \u00d7 240 pixels")
     expect(dialog.locator(".stage .outline").first).to_be_visible()
     address = page.url
+    expect(dialog.get_by_role("status")).to_contain_text(third)
     page.keyboard.press("ArrowRight")
     expect(dialog.get_by_role("heading", name=fourth)).to_be_visible()
     page.keyboard.press("Escape")
@@ -98,6 +99,52 @@ def test_a_photos_details_open_step_on_and_close_where_they_began(
     expect(shared.get_by_role("heading", name=third)).to_be_visible()
     shared.get_by_role("button", name="Close").click()
     expect(shared.get_by_role("dialog")).to_be_hidden()
+
+
+def test_closing_twice_at_once_goes_back_once(open_page: OpenPage) -> None:
+    page = open_page("/?view=collections")
+    page.get_by_role("navigation", name="Views").get_by_role("link", name="Photos").click()
+    page.locator(".tile").first.click()
+    close = page.get_by_role("dialog").get_by_role("button", name="Close")
+    close.evaluate("button => { button.click(); button.click(); }")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(page).to_have_url(re.compile(r"\?view=photos$"))
+
+
+def test_the_details_step_on_beyond_what_is_listed_yet(open_page: OpenPage, site: Site) -> None:
+    listed = {"collection": "many", "limit": 200}
+    first = site.call("GET", "/images", params=listed)
+    second = site.call("GET", "/images", params=listed | {"cursor": first["next_cursor"]})
+    page = open_page("/?view=photos&collection=many")
+    expect(page.locator(".tile").first).to_be_visible()
+    page.evaluate(
+        """id => {
+          const link = document.createElement("a");
+          link.href = `?view=photos&collection=many&photo=${id}`;
+          document.body.append(link);
+          link.click();
+        }""",
+        first["items"][-1]["id"],
+    )
+    page.get_by_role("dialog").get_by_role("button", name="Next photo").click()
+    expect(page).to_have_url(re.compile(f"photo={second['items'][0]['id']}$"))
+
+
+def test_a_list_that_comes_too_late_is_not_shown(open_page: OpenPage) -> None:
+    page = open_page("/?view=photos")
+    tile = page.locator(".grid li").first
+    expect(tile).to_have_attribute("aria-setsize", str(PHOTOS))
+    late: list[Route] = []
+    narrowed = re.compile(r"/images\?.*label=")
+    page.route(narrowed, lambda route: late.append(route))
+    with page.expect_request(narrowed):
+        page.locator(".browse .chip[aria-pressed]").last.click()
+    page.go_back()
+    expect(page.locator(".chip[aria-pressed=true]")).to_have_count(0)
+    for route in late:
+        route.continue_()
+    expect(page.locator(".browse[aria-busy]")).to_have_count(0)
+    expect(tile).to_have_attribute("aria-setsize", str(PHOTOS))
 
 
 def test_back_closes_a_photo_and_keeps_the_place(open_page: OpenPage) -> None:
@@ -154,5 +201,22 @@ def test_undo_keeps_the_photo(open_page: OpenPage, site: Site) -> None:
     page.get_by_role("button", name="Undo").click()
     expect(page.locator(".grid li")).to_have_count(1)
     expect(page.locator(".toast")).to_contain_text("stays")
+    expect(page.locator("#spoken")).to_contain_text("stays")
     [left] = site.call("GET", "/images", params={"collection": "undone"})["items"]
     assert left["id"] == photo
+
+
+def test_control_z_takes_back_one_deletion_after_the_other(open_page: OpenPage, site: Site) -> None:
+    site.upload("taken_back", encode(draw_photo(604)), encode(draw_photo(605)))
+    page = open_page("/?view=photos&collection=taken_back")
+    page.clock.install()
+    for left in (1, 0):
+        page.locator(".tile").first.click()
+        expect(page.get_by_role("dialog").get_by_role("button", name="Delete")).to_be_visible()
+        page.keyboard.press("Delete")
+        expect(page.locator(".grid li")).to_have_count(left)
+    for there in (1, 2):
+        page.keyboard.press("Control+z")
+        expect(page.locator(".grid li")).to_have_count(there)
+    page.clock.run_for(10_000)
+    assert len(site.call("GET", "/images", params={"collection": "taken_back"})["items"]) == 2

@@ -56,6 +56,17 @@ def test_a_collection_is_dropped_only_when_its_name_is_typed(
     assert requests.get(f"{site.url}/api/v1/collections/doomed", timeout=30).status_code == 404
 
 
+def test_back_leaves_the_question_whether_to_drop(open_page: OpenPage) -> None:
+    page = open_page("/?view=photos")
+    page.get_by_role("navigation", name="Views").get_by_role("link", name="Collections").click()
+    page.get_by_role("button", name="Drop many").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.go_back()
+    expect(page.get_by_role("heading", level=1, name="Photos")).to_be_visible()
+    expect(page.locator("dialog.confirm")).to_have_count(0)
+    expect(page.locator("body > #toasts")).to_have_count(1)
+
+
 def test_the_picker_chooses_for_every_view(open_page: OpenPage) -> None:
     page = open_page("/?view=photos")
     page.get_by_label("Collection", exact=True).select_option("many")

@@ -11,6 +11,7 @@ from playwright.sync_api import Page, expect
 
 from tests.engines.process import free_port
 from tests.page.conftest import DESKTOP, PHONE, OpenPage, Site, search_with
+from tests.photos import draw_photo, encode
 from tests.service import launch
 
 _MOST_BYTES = 150_000
@@ -30,6 +31,19 @@ def _frame(page: Page, site: Site) -> None:
 def _detail(page: Page, _site: Site) -> None:
     page.locator(".tile").first.click()
     expect(page.locator("dialog .objects a").first).to_be_visible()
+
+
+def _failed_detail(page: Page, _site: Site) -> None:
+    page.locator(".tile.failed").first.click()
+    expect(page.locator(".stage.unseen")).to_contain_text("cannot be shown")
+
+
+def _undo(page: Page, site: Site) -> None:
+    site.upload("axe_undo", encode(draw_photo(610)))
+    page.reload()
+    page.locator(".tile").first.click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Undo").focus()
 
 
 def _loads(page: Page, _site: Site) -> None:
@@ -61,6 +75,8 @@ STATES: dict[str, tuple[str, Prepare]] = {
     "photos": ("/?view=photos", _nothing),
     "failed": ("/?view=photos&state=failed", _nothing),
     "detail": ("/?view=photos", _detail),
+    "failed detail": ("/?view=photos&state=failed", _failed_detail),
+    "undo": ("/?view=photos&collection=axe_undo", _undo),
     "loads": ("/?view=loads", _loads),
     "collections": ("/?view=collections", _collections),
     "drop": ("/?view=collections", _drop),

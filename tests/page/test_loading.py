@@ -5,8 +5,10 @@ from pathlib import Path
 
 from playwright.sync_api import expect
 
+from tests.engines.process import free_port
 from tests.page.conftest import OpenPage, Site
 from tests.photos import write_photos
+from tests.service import start
 
 
 def test_a_folder_is_loaded_with_live_progress_and_its_failures(
@@ -86,7 +88,7 @@ def test_files_are_sent_a_few_at_a_time_and_what_is_refused_is_listed(
     expect(again).to_contain_text("2 were there before")
 
 
-def test_an_upload_goes_on_after_the_service_was_out_of_reach(
+def test_an_upload_goes_on_after_the_service_was_out_of_reach_without_what_has_gone_meanwhile(
     open_page: OpenPage, tmp_path: Path
 ) -> None:
     photos = write_photos(tmp_path, 3, start=6000)
@@ -95,6 +97,59 @@ def test_an_upload_goes_on_after_the_service_was_out_of_reach(
     page.get_by_label("Photos of this device").set_input_files(photos)
     card = page.locator(".load", has_text="3 photos from this device")
     expect(card).to_contain_text("It goes on by itself")
+    photos[1].unlink()
     page.context.set_offline(False)
     expect(card.locator(".state")).to_have_text("Done")
+    expect(card).to_contain_text("2 added")
+    card.get_by_text("1 photo failed").click()
+    expect(card.locator(".failures li")).to_contain_text(photos[1].name)
+    expect(card.locator(".failures li")).to_contain_text("cannot read it")
+
+
+def test_a_folder_that_is_dropped_on_photos_is_added_with_all_below(
+    open_page: OpenPage, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "trip", 2, start=6100)
+    write_photos(tmp_path / "trip" / "day 2", 1, start=6102)
+    (tmp_path / "trip" / "notes.txt").write_text("no photo", "utf-8")
+    page = open_page("/?view=photos&collection=dropped")
+    client = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(tmp_path / "trip")], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        client.send("Input.dispatchDragEvent", {"type": kind, "x": 600, "y": 400, "data": data})
+        if kind == "dragOver":
+            expect(page.locator(".veil")).to_have_text("Drop the photos to add them")
+    expect(page).to_have_url(re.compile("view=loads"))
+    card = page.locator(".load", has_text="3 photos from this device")
+    expect(card.locator(".state")).to_have_text("Done")
     expect(card).to_contain_text("3 added")
+    expect(page.locator(".toast")).to_have_text("1 file is no photo: not sent.")
+
+
+def test_a_load_is_followed_over_a_restart_and_reasons_of_the_one_before_are_found(
+    open_page: OpenPage, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "first", 1, start=7000)
+    (tmp_path / "first" / "damaged.jpg").write_bytes(b"no photo")
+    write_photos(tmp_path / "album", 60, start=7001)
+    flags = ("--port", str(free_port()))
+    service = start(tmp_path, flags, tmp_path / "data")
+    try:
+        service.load(tmp_path / "first")
+        page = open_page("/?view=loads", base=service.url)
+        page.get_by_label("Folder", exact=True).fill(str(tmp_path / "album"))
+        page.get_by_role("button", name="Load", exact=True).click()
+        card = page.locator(".load", has_text=str(tmp_path / "album"))
+        expect(card).to_contain_text(re.compile(r"[1-9]\d* added"))
+        service.kill()
+        expect(card).to_contain_text("The service does not answer: it is asked again")
+        service = start(tmp_path, flags, tmp_path / "data")
+        expect(card.locator(".state")).to_have_text("Done", timeout=60_000)
+        expect(card).to_contain_text("60 of 60 photos")
+        first = page.locator(".load", has_text=str(tmp_path / "first"))
+        page.reload()
+        first.get_by_text("1 photo failed").click()
+        first.get_by_role("link", name="All photos that failed").click()
+        expect(page.locator(".tile.failed")).to_contain_text("damaged.jpg")
+    finally:
+        service.kill()

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.page.conftest import PHONE, OpenPage, Site, hits, search_with
 from tests.photos import draw_photo, encode
@@ -153,6 +153,68 @@ def test_a_photo_is_pasted_or_dropped(open_page: OpenPage, site: Site, how: str)
     expect(page).to_have_url(re.compile("query=[0-9a-f]{64}"))
 
 
+def test_the_same_photo_again_shows_its_results_again(open_page: OpenPage, site: Site) -> None:
+    page = open_page()
+    search_with(page, site.query)
+    address = page.url
+    search_with(page, site.query)
+    assert page.url == address
+    assert hits(page)[0] == site.query.name
+
+
+def test_a_search_that_was_left_is_given_up(open_page: OpenPage, site: Site) -> None:
+    page = open_page()
+    unanswered: list[Route] = []
+    page.route("**/api/v1/search*", lambda route: unanswered.append(route))
+    page.get_by_label("Photo to search with").set_input_files(site.query)
+    expect(page.locator(".dropzone.busy")).to_contain_text("Looking at the photo")
+    views = page.get_by_role("navigation", name="Views")
+    views.get_by_role("link", name="Photos").click()
+    views.get_by_role("link", name="Search").click()
+    expect(page.get_by_role("button", name="Choose a photo")).to_be_visible()
+    expect(page.locator(".dropzone.busy")).to_have_count(0)
+    assert len(unanswered) == 1
+
+
+def test_what_has_failed_is_not_tried_again_where_nobody_sees_it(
+    open_page: OpenPage, site: Site
+) -> None:
+    page = open_page()
+    page.clock.install()
+    asked: list[Route] = []
+
+    def refuse(route: Route) -> None:
+        asked.append(route)
+        route.abort()
+
+    page.route("**/api/v1/search*", refuse)
+    page.get_by_label("Photo to search with").set_input_files(site.query)
+    expect(page.get_by_role("alert")).to_contain_text("Asking again in")
+    page.get_by_role("navigation", name="Views").get_by_role("link", name="Photos").click()
+    expect(page.get_by_role("heading", level=1, name="Photos")).to_be_visible()
+    page.clock.run_for(20_000)
+    page.evaluate("dispatchEvent(new Event('online'))")
+    expect(page.get_by_role("heading", level=1, name="Photos")).to_be_visible()
+    assert "view=photos" in page.url
+    assert len(asked) == 1
+
+
+def test_a_refused_photo_leaves_the_results_before_it_one_step_back(
+    open_page: OpenPage, site: Site
+) -> None:
+    page = open_page()
+    search_with(page, site.query)
+    results = page.url
+    page.get_by_label("Photo to search with").set_input_files(
+        {"name": "notes.jpg", "mimeType": "image/jpeg", "buffer": b"these are notes"}
+    )
+    expect(page.get_by_role("alert")).to_contain_text("no image")
+    assert "query=" not in page.url
+    page.go_back()
+    expect(page).to_have_url(results)
+    expect(page.locator(".results .tile").first).to_be_visible()
+
+
 def test_a_photo_is_fetched_by_its_address(open_page: OpenPage, site: Site) -> None:
     page = open_page()
     page.get_by_label("or the address of a photo").fill(_file_url(site))
@@ -227,6 +289,14 @@ def test_more_like_an_object_of_a_found_photo(open_page: OpenPage, site: Site) -
         others.first.click(force=True)
         expect(page).to_have_url(re.compile(r"image=\d+&object=\d+"))
         expect(page.locator(".results .tile").first).to_be_visible()
+
+
+def test_more_like_an_object_of_a_listed_photo_takes_the_focus_along(open_page: OpenPage) -> None:
+    page = open_page("/?view=photos")
+    page.locator(".tile").first.click()
+    page.locator("dialog .objects a").first.click()
+    expect(page.locator(".results .tile").first).to_be_visible()
+    expect(page.get_by_role("heading", level=1)).to_be_focused()
 
 
 def test_what_is_no_photo_is_refused_in_words_and_another_can_be_chosen(

@@ -3,8 +3,8 @@
 import { api } from "./api.js";
 import { setUpAppearance } from "./appearance.js";
 import { CollectionsView } from "./collections.js";
-import { fill, h } from "./dom.js";
-import { basename } from "./format.js";
+import { fill, h, isShown } from "./dom.js";
+import { basename, many } from "./format.js";
 import { takeDrops, takePastes } from "./intake.js";
 import { LoadsView } from "./loads.js";
 import { Notices, errorPanel, sentence } from "./notices.js";
@@ -47,7 +47,7 @@ export class App {
       loads: new LoadsView(this),
       collections: new CollectionsView(this),
     };
-    this.viewer = new Viewer(this, (id, direction) => this.#grid?.neighbour(id, direction) ?? null);
+    this.viewer = new Viewer(this, () => this.#grid);
     setUpAppearance(byId("theme"));
     this.picker.addEventListener("change", () => {
       const collection = this.picker.value;
@@ -58,11 +58,8 @@ export class App {
       });
     });
     takeDrops({
-      adds: () => this.router.state.view === "loads",
-      takeFiles: (files) => {
-        if (this.router.state.view === "loads") this.views.loads.upload(files);
-        else this.#searchFile(files[0]);
-      },
+      adds: () => this.#dropsAdd,
+      takeFiles: (files, unread) => this.#takeFiles(files, unread),
       takeUrl: (url) => this.#searchUrl(url),
     });
     takePastes({
@@ -103,10 +100,17 @@ export class App {
     return "grid" in view ? view.grid : null;
   }
 
+  /** Whether dropped files are added to the collection, not searched with. */
+  get #dropsAdd() {
+    return this.router.state.view === "loads" || this.router.state.view === "photos";
+  }
+
   /** @param {State} state @param {State | null} previous */
   #show(state, previous) {
     const key = formatState({ ...state, photo: null });
     const before = previous && formatState({ ...previous, photo: null });
+    const active = document.activeElement;
+    if (state.photo === null) this.viewer.show(null); // beneath it nothing takes the focus
     if (key !== before) {
       if (before !== null) this.scrolls.set(before, scrollY);
       for (const [name, view] of Object.entries(this.views)) {
@@ -116,7 +120,8 @@ export class App {
       this.#showHeader(state);
       this.#view.show(state);
       this.restoreScroll();
-      if (previous && previous.view !== state.view) this.focusHeading();
+      const lost = active !== null && active !== document.body && !isShown(active);
+      if (previous && (previous.view !== state.view || lost)) this.focusHeading();
     }
     const closed = previous?.photo ?? null;
     this.viewer.show(state.photo);
@@ -221,6 +226,7 @@ export class App {
     const restore = () => {
       this.leaving.delete(image.id);
       this.contentsChanged();
+      this.scrolls.set(formatState({ ...this.router.state, photo: null }), scrollY);
       this.#view.show(this.router.state);
     };
     this.notices.undoable(`‘${name}’ is being deleted.`, {
@@ -238,9 +244,26 @@ export class App {
       undo: () => {
         restore();
         this.notices.toast(`‘${name}’ stays.`);
-        this.notices.say(`${name} stays.`);
       },
     });
+  }
+
+  /** @param {File[]} files @param {string[]} unread names of what cannot be read */
+  #takeFiles(files, unread) {
+    if (!this.info) return;
+    if (unread.length > 0) {
+      const others = unread.length > 1 ? ` and ${many(unread.length - 1, "other")}` : "";
+      this.notices.toast(`‘${unread[0]}’${others} cannot be read by this device.`, "alert");
+    } else if (files.length === 0) this.notices.toast("The folder is empty.", "alert");
+    if (files.length === 0) return;
+    if (this.#dropsAdd) {
+      if (this.router.state.view !== "loads")
+        this.router.open(this.router.fresh({ view: "loads" }));
+      this.views.loads.upload(files);
+    } else {
+      if (files.length > 1) this.notices.toast("Only the first is searched with.", "alert");
+      this.#searchFile(files[0]);
+    }
   }
 
   /** @param {File} file */
@@ -255,6 +278,7 @@ export class App {
   #searchUrl(url) {
     if (!this.info) return;
     if (this.router.state.view !== "search") this.router.open(this.router.fresh({}));
+    this.router.closePhoto();
     this.views.search.searchUrl(url);
   }
 }

@@ -3,7 +3,7 @@
 import { api } from "./api.js";
 import { button, fill, h, icon, setStyle, uniqueId } from "./dom.js";
 import * as format from "./format.js";
-import { errorPanel } from "./notices.js";
+import { errorPanel, sentence } from "./notices.js";
 
 /** @typedef {import("./api.js").CollectionSummary} CollectionSummary */
 /** @typedef {import("./api.js").CollectionDetail} CollectionDetail */
@@ -16,6 +16,8 @@ export class CollectionsView {
   constructor(app) {
     this.app = app;
     this.title = "Collections";
+    /** @type {HTMLDialogElement | null} the question whether to drop one */
+    this.question = null;
     this.heading = h("h1", { tabindex: "-1" }, "Collections");
     this.message = h("div", { class: "message" });
     this.list = h("div", { class: "collections" });
@@ -67,10 +69,13 @@ export class CollectionsView {
   }
 
   show() {
+    this.question?.close();
     this.#list();
   }
 
-  hide() {}
+  hide() {
+    this.question?.close();
+  }
 
   async #list() {
     try {
@@ -99,7 +104,6 @@ export class CollectionsView {
       await api.makeCollection(name);
       this.name.value = "";
       this.app.notices.toast(`Collection ‘${name}’ is there.`);
-      this.app.notices.say(`Collection ${name} is there.`);
       await this.#list();
     } catch (error) {
       fill(this.makeError, errorPanel(error, null));
@@ -266,7 +270,14 @@ export class CollectionsView {
     });
     const dialog = h(
       "dialog",
-      { class: "confirm", "aria-labelledby": titleId, onclose: () => dialog.remove() },
+      {
+        class: "confirm",
+        "aria-labelledby": titleId,
+        onclose: () => {
+          this.app.notices.surface(); // they are not to go with the dialog
+          dialog.remove();
+        },
+      },
       h(
         "form",
         {
@@ -280,7 +291,10 @@ export class CollectionsView {
               this.#dropped(name);
             } catch (error) {
               drop.disabled = false;
-              fill(problem, errorPanel(error, null));
+              if (dialog.open) fill(problem, errorPanel(error, null));
+              else {
+                this.app.notices.toast(`‘${name}’ is still there. ${sentence(error)}`, "alert");
+              }
             }
           },
         },
@@ -302,6 +316,7 @@ export class CollectionsView {
         ),
       ),
     );
+    this.question = dialog;
     document.body.append(dialog);
     dialog.showModal();
     input.focus();
@@ -310,7 +325,6 @@ export class CollectionsView {
   /** @param {string} name */
   async #dropped(name) {
     this.app.notices.toast(`Collection ‘${name}’ is gone.`);
-    this.app.notices.say(`Collection ${name} is gone.`);
     this.app.contentsChanged();
     if (this.app.router.state.collection === name) {
       this.app.router.open(this.app.router.fresh({ view: "collections", collection: null }));

@@ -87,6 +87,14 @@ export function button(symbol, text, onclick, props = {}) {
   );
 }
 
+/**
+ * Whether an element takes part in what is laid out: not in a view or a dialog that is hidden.
+ * @param {Element} element
+ */
+export function isShown(element) {
+  return element.getClientRects().length > 0;
+}
+
 let lastId = 0;
 
 /** An id that no other element bears. */

@@ -23,6 +23,8 @@ export class Frame {
     /** @type {Box | null} */
     this.box = null;
     this.drawing = false;
+    /** Whether a pointer draws or moves it. */
+    this.moving = false;
     this.element = h(
       "div",
       {
@@ -47,7 +49,7 @@ export class Frame {
   show(width, height, box) {
     this.width = width;
     this.height = height;
-    this.#set(box);
+    if (!this.moving) this.#set(box);
   }
 
   /** Whether every drag draws, fingers' too, which otherwise scroll. */
@@ -153,6 +155,7 @@ export class Frame {
       if (!dragged && away < DRAG_PIXELS) return;
       if (!dragged) {
         dragged = true;
+        this.moving = true;
         this.stage.setPointerCapture(event.pointerId);
       }
       const [x, y] = this.#position(now);
@@ -167,6 +170,7 @@ export class Frame {
       } else this.#set(spanned(start[0], start[1], x, y));
     };
     const stop = () => {
+      this.moving = false;
       this.stage.removeEventListener("pointermove", move);
       this.stage.removeEventListener("pointerup", done);
       this.stage.removeEventListener("pointercancel", cancelled);

@@ -9,6 +9,7 @@ import { JustifiedLayout, tileRatio } from "./justify.js";
 const GAP = 6;
 const NEAR_VIEWPORTS = 0.75;
 const AHEAD_VIEWPORTS = 1.5;
+const AHEAD_ITEMS = 5;
 
 /**
  * @template {object} Item
@@ -30,7 +31,8 @@ export class PhotoGrid {
     /** @type {Item[]} */
     this.items = [];
     this.hasMore = false;
-    this.fetching = false;
+    /** @type {Promise<void> | null} */
+    this.fetching = null;
     this.failed = false;
     /** @type {Map<number, HTMLElement>} */
     this.shown = new Map();
@@ -58,6 +60,7 @@ export class PhotoGrid {
     this.items = items.filter((item) => !this.leaves(this.photo(item).id));
     this.hasMore = hasMore;
     this.failed = false;
+    fill(this.end);
     this.#layOut();
   }
 
@@ -102,6 +105,15 @@ export class PhotoGrid {
   }
 
   /**
+   * Fetches what comes next where a photo is near the end of what is there.
+   * @param {number} id
+   */
+  async approach(id) {
+    const at = this.items.findIndex((item) => this.photo(item).id === id);
+    if (at >= 0 && at + AHEAD_ITEMS >= this.items.length) await this.#fetchMore();
+  }
+
+  /**
    * Brings a photo's tile into view and gives it the focus.
    * @param {number} id
    */
@@ -120,6 +132,11 @@ export class PhotoGrid {
     const header = document.querySelector(".bar")?.getBoundingClientRect().bottom ?? 0;
     if (top < header + GAP) scrollBy(0, top - header - 2 * GAP);
     else if (top + place.height > innerHeight) scrollBy(0, top + place.height - innerHeight + GAP);
+    this.#giveFocus(index);
+  }
+
+  /** @param {number} index */
+  #giveFocus(index) {
     this.#render(index);
     this.shown.get(index)?.querySelector("a")?.focus({ preventScroll: true });
   }
@@ -131,8 +148,7 @@ export class PhotoGrid {
   }
 
   #layOut() {
-    for (const element of this.shown.values()) element.remove();
-    this.shown.clear();
+    for (const index of this.shown.keys()) this.#removeTile(index);
     this.ratios = this.items.map((item) => tileRatio(this.photo(item)));
     const width = this.element.clientWidth;
     const target = width < 500 ? 128 : width < 900 ? 168 : 208;
@@ -148,8 +164,13 @@ export class PhotoGrid {
       this.scheduled = false;
       const width = this.element.clientWidth;
       if (width === 0) return; // of a view that is not shown
-      if (width !== this.layout.width) this.#layOut();
-      else this.#render();
+      if (width === this.layout.width) {
+        this.#render();
+        return;
+      }
+      const focused = this.#focused();
+      this.#layOut();
+      if (focused !== null) this.#giveFocus(focused);
     });
   }
 
@@ -167,12 +188,7 @@ export class PhotoGrid {
     }
     indices.sort((a, b) => a - b);
     const keep = new Set(indices);
-    for (const [index, element] of this.shown) {
-      if (!keep.has(index)) {
-        element.remove();
-        this.shown.delete(index);
-      }
-    }
+    for (const index of this.shown.keys()) if (!keep.has(index)) this.#removeTile(index);
     /** @type {ChildNode | null} */
     let next = this.list.firstChild;
     for (const index of indices) {
@@ -203,9 +219,21 @@ export class PhotoGrid {
     return element;
   }
 
-  async #fetchMore() {
-    if (!this.hasMore || this.fetching || this.failed) return;
-    this.fetching = true;
+  /** @param {number} index */
+  #removeTile(index) {
+    const element = this.shown.get(index);
+    element?.remove();
+    element?.querySelector("img")?.removeAttribute("src"); // it is loaded no further
+    this.shown.delete(index);
+  }
+
+  /** @returns {Promise<void>} settled when what is being fetched, if anything, is there */
+  #fetchMore() {
+    if (!this.fetching && this.hasMore && !this.failed) this.fetching = this.#fetch();
+    return this.fetching ?? Promise.resolve();
+  }
+
+  async #fetch() {
     fill(this.end, h("p", { class: "quiet" }, "More photos are on their way …"));
     try {
       await this.more();
@@ -213,7 +241,7 @@ export class PhotoGrid {
     } catch {
       this.failed = true; // who fetches has told
     } finally {
-      this.fetching = false;
+      this.fetching = null;
     }
     this.#schedule();
   }

@@ -1,6 +1,6 @@
 /** Photos in: a folder of the server, files of this device, and how far they have come. */
 
-import { api, apiUrl } from "./api.js";
+import { ApiError, api, apiUrl } from "./api.js";
 import { append, button, fill, h, icon, setStyle, uniqueId } from "./dom.js";
 import * as format from "./format.js";
 import { errorPanel } from "./notices.js";
@@ -13,6 +13,7 @@ import { Upload } from "./uploads.js";
 const PAGE = 20;
 /** Browsers open six connections to a server; streams must leave some. */
 const FOLLOWED = 3;
+const ASK_AGAIN_MS = 5000;
 
 const STATES = { running: "Loading", done: "Done", failed: "Failed", cancelled: "Cancelled" };
 const SYMBOLS = { running: "clock", done: "check", failed: "alert", cancelled: "close" };
@@ -52,7 +53,7 @@ export class LoadsView {
         class: "panel",
         onsubmit: (/** @type {Event} */ event) => {
           event.preventDefault();
-          this.#start();
+          this.#start(this.folder.value.trim(), this.app.collection, this.prune.checked);
         },
       },
       h("h2", {}, icon("folder"), "A folder on the server"),
@@ -112,6 +113,7 @@ export class LoadsView {
 
   show() {
     fill(this.into, "They go into collection ‘", h("strong", {}, this.app.collection), "’.");
+    fill(this.folderError);
     this.#list(null);
   }
 
@@ -135,20 +137,21 @@ export class LoadsView {
     return input;
   }
 
-  async #start() {
+  /** @param {string} folder @param {string} collection @param {boolean} prune */
+  async #start(folder, collection, prune) {
     fill(this.folderError);
-    const folder = this.folder.value.trim();
     try {
-      const load = await api.load(folder, this.app.collection, this.prune.checked);
-      this.folder.value = "";
+      const load = await api.load(folder, collection, prune);
+      if (this.folder.value.trim() === folder) this.folder.value = "";
       this.app.notices.say(`Loading ${load.folder}`);
+      if (collection !== this.app.collection) return;
       fill(this.message);
       this.#add(load, true);
       this.#follow();
     } catch (error) {
       fill(
         this.folderError,
-        errorPanel(error, () => this.#start()),
+        errorPanel(error, () => this.#start(folder, collection, prune)),
       );
     }
   }
@@ -160,9 +163,13 @@ export class LoadsView {
       const page = await api.loads({ collection, limit: PAGE, cursor });
       if (collection !== this.app.collection) return;
       if (cursor === null) {
-        for (const card of this.cards.values()) card.unfollow();
-        this.cards.clear();
-        fill(this.list);
+        const newest = Math.max(0, ...page.items.map(({ id }) => id));
+        for (const [id, card] of this.cards) {
+          // One that was started while the list was on its way stays.
+          if (id > newest && card.load.collection === collection) continue;
+          card.remove();
+          this.cards.delete(id);
+        }
       }
       for (const load of page.items) this.#add(load, false);
       this.next = page.next_cursor;
@@ -207,15 +214,21 @@ export class LoadsView {
    */
   upload(files) {
     const photos = files.filter((file) => file.type === "" || file.type.startsWith("image/"));
-    if (photos.length === 0) {
-      if (files.length > 0) this.app.notices.toast("Those are no photos.", "alert");
-      return;
+    const others = files.length - photos.length;
+    if (others > 0) {
+      const are = others === 1 ? "is no photo" : "are no photos";
+      this.app.notices.toast(`${format.many(others, "file")} ${are}: not sent.`, "alert");
     }
+    if (photos.length === 0) return;
     const { collection } = this.app;
     const card = new UploadCard(photos, collection, this.app.info?.max_upload_bytes ?? Infinity);
     this.uploads.prepend(card.element);
     this.app.notices.say(`Sending ${format.many(photos.length, "photo")}`);
+    // Who leaves the page is asked first: what is not sent yet would not be.
+    const warn = (/** @type {Event} */ event) => event.preventDefault();
+    addEventListener("beforeunload", warn);
     card.upload.finished.then(() => {
+      removeEventListener("beforeunload", warn);
       this.app.contentsChanged();
       const { added, failures } = card.upload;
       this.app.notices.say(
@@ -227,13 +240,17 @@ export class LoadsView {
 
 /** One folder's progress. */
 class LoadCard {
-  /** @param {App} app @param {LoadDetail} load @param {() => void} onStarted */
-  constructor(app, load, onStarted) {
+  /** @param {App} app @param {LoadDetail} load @param {() => void} onChange of what runs */
+  constructor(app, load, onChange) {
     this.app = app;
     this.load = load;
-    this.onStarted = onStarted;
+    this.onChange = onChange;
     /** @type {EventSource | null} */
     this.source = null;
+    /** Of the timer after which the service is asked again; 0: none. */
+    this.again = 0;
+    /** Whether the service does not answer. */
+    this.away = false;
     this.progress = new Progress(load.folder);
     this.error = h("div", { class: "message" });
     this.element = h("article", { class: "panel load" }, this.progress.element, this.error);
@@ -247,33 +264,74 @@ class LoadCard {
 
   /** Has the server tell of each change. */
   follow() {
-    if (this.source) return;
+    if (this.source || this.again) return;
     const source = new EventSource(apiUrl(`loads/${this.load.id}/events`));
     this.source = source;
-    const take = (/** @type {MessageEvent<string>} */ event) => {
-      this.load = JSON.parse(event.data);
-      this.#show();
-    };
-    source.addEventListener("progress", take);
-    source.addEventListener("end", (event) => {
-      this.unfollow();
-      take(event);
-      this.app.contentsChanged();
-      const { counts, folder, state } = this.load;
-      this.app.notices.say(
-        `${STATES[state]}: ${folder}, ${format.many(counts.indexed, "photo")}` +
-          ` added, ${format.number(counts.failed)} failed`,
-      );
+    let answered = false;
+    source.addEventListener("open", () => {
+      answered = true;
     });
+    source.addEventListener("progress", (event) => this.#take(JSON.parse(event.data)));
+    source.addEventListener("end", (event) => this.#take(JSON.parse(event.data)));
     source.addEventListener("error", () => {
-      // The browser asks again by itself, unless the answer was a refusal.
-      if (source.readyState === EventSource.CLOSED && this.source === source) this.unfollow();
+      if (this.source !== source) return;
+      // The browser asks again by itself, unless the answer was a refusal. An end of what was
+      // answered says nothing yet.
+      const refused = source.readyState === EventSource.CLOSED;
+      if (refused || !answered) {
+        this.away = true;
+        this.#show();
+      }
+      answered = false;
+      if (refused) this.#askLater();
     });
   }
 
   unfollow() {
     this.source?.close();
     this.source = null;
+    clearTimeout(this.again);
+    this.again = 0;
+  }
+
+  /** @param {LoadDetail} load as it is now */
+  #take(load) {
+    const ended = this.load.state === "running" && load.state !== "running";
+    this.load = load;
+    this.away = false;
+    if (ended) this.unfollow();
+    this.#show();
+    if (!ended) return;
+    this.app.contentsChanged();
+    const { counts, folder, state } = load;
+    this.app.notices.say(
+      `${STATES[state]}: ${folder}, ${format.many(counts.indexed, "photo")}` +
+        ` added, ${format.number(counts.failed)} failed`,
+    );
+    this.onChange();
+  }
+
+  /** While the service starts, it refuses. */
+  #askLater() {
+    this.unfollow();
+    const timer = setTimeout(async () => {
+      try {
+        const load = await api.loadDetail(this.load.id);
+        if (this.again !== timer) return; // it is followed no more
+        this.again = 0;
+        this.#take(load);
+        this.onChange();
+      } catch (error) {
+        if (this.again !== timer) return;
+        if (error instanceof ApiError && error.passing) this.#askLater();
+        else {
+          this.away = false;
+          this.#show();
+          fill(this.error, errorPanel(error, null));
+        }
+      }
+    }, ASK_AGAIN_MS);
+    this.again = timer;
   }
 
   /** @param {"cancel" | "resume"} what */
@@ -281,9 +339,10 @@ class LoadCard {
     fill(this.error);
     try {
       this.load = await api.changeLoad(this.load.id, what);
+      this.away = false;
       if (this.load.state !== "running") this.unfollow();
       this.#show();
-      this.onStarted();
+      this.onChange();
     } catch (error) {
       fill(
         this.error,
@@ -317,11 +376,13 @@ class LoadCard {
     facts.push(format.many(counts.objects, "object"));
     this.progress.show({
       state: load.state,
-      note: load.waiting_for
-        ? `Waiting for ${load.waiting_for}: it goes on by itself`
-        : running
-          ? ""
-          : format.time(load.finished_at ?? load.started_at),
+      note: !running
+        ? format.time(load.finished_at ?? load.started_at)
+        : this.away
+          ? "The service does not answer: it is asked again"
+          : load.waiting_for
+            ? `Waiting for ${load.waiting_for}: it goes on by itself`
+            : "",
       processed: counts.processed,
       total: counts.total,
       rate: running ? load.photos_per_second : null,
@@ -329,6 +390,11 @@ class LoadCard {
       facts,
       failed: counts.failed,
       failures: load.failures,
+      allFailures: this.app.router.fresh({
+        view: "photos",
+        shown: "failed",
+        collection: load.collection,
+      }),
       error: load.error,
       onFailures: load.failures.length === 0 && !running ? () => this.#showFailures() : null,
       action: running
@@ -369,6 +435,7 @@ class UploadCard {
       facts,
       failed: upload.failures.length,
       failures: upload.failures,
+      allFailures: null,
       error: null,
       onFailures: null,
       action: running ? ["close", "Cancel", () => upload.cancel()] : null,
@@ -386,7 +453,8 @@ class UploadCard {
  * @property {number | null} left
  * @property {string[]} facts
  * @property {number} failed
- * @property {Failure[]} failures
+ * @property {Failure[]} failures those whose reasons are known here
+ * @property {string | null} allFailures where the others are listed
  * @property {string | null} error
  * @property {(() => void) | null} onFailures asks for the reasons, which are not there yet
  * @property {[string, string, () => void] | null} action
@@ -418,6 +486,7 @@ class Progress {
     this.summary = h("summary", {});
     this.reasons = h("ul", { class: "failures" });
     this.reasonsShown = 0;
+    this.otherReasons = h("a", {}, "All photos that failed, with reasons");
     this.onFailures = /** @type {(() => void) | null} */ (null);
     this.failures = h(
       "details",
@@ -429,6 +498,7 @@ class Progress {
       },
       this.summary,
       this.reasons,
+      h("p", {}, this.otherReasons),
     );
     this.element = h(
       "div",
@@ -470,8 +540,11 @@ class Progress {
   }
 
   /** @param {Shown} shown */
-  #showFailures({ failed, failures, onFailures }) {
+  #showFailures({ failed, failures, allFailures, onFailures }) {
     this.failures.hidden = failed === 0;
+    // A load that another process has run, or an earlier one, has left its count only.
+    this.otherReasons.hidden = allFailures === null || failures.length >= failed;
+    if (allFailures) this.otherReasons.href = allFailures;
     this.onFailures = onFailures;
     fill(this.summary, `${format.many(failed, "photo")} failed`);
     if (this.reasonsShown > failures.length) {

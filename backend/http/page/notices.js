@@ -1,7 +1,7 @@
 /** What the page tells: errors with a way out, toasts, and words for screen readers. */
 
 import { ApiError } from "./api.js";
-import { append, button, fill, h, icon } from "./dom.js";
+import { append, button, fill, h, icon, isShown } from "./dom.js";
 
 const TOAST_MS = 5000;
 const TICK_MS = 100;
@@ -18,7 +18,8 @@ export function sentence(error) {
 }
 
 /**
- * An error in words, with a way to try again; what may pass is tried again by itself.
+ * An error in words, with a way to try again; what may pass is tried again by itself, while
+ * somebody sees it.
  * @param {unknown} error
  * @param {(() => void) | null} retry
  * @param {...import("./dom.js").Child} more other ways out
@@ -37,8 +38,16 @@ export function errorPanel(error, retry, ...more) {
     ),
   );
   const actions = h("p", { class: "actions" });
+  /** @type {number | undefined} */
+  let timer;
+  const stop = () => {
+    clearInterval(timer);
+    removeEventListener("online", again);
+  };
   const again = () => {
-    if (panel.isConnected) retry?.();
+    if (!isShown(panel)) return;
+    stop();
+    retry?.();
   };
   if (retry) actions.append(button("retry", "Try again", again, { class: "button primary" }));
   append(actions, more);
@@ -48,15 +57,12 @@ export function errorPanel(error, retry, ...more) {
     actions.append(countdown);
     const show = () => fill(countdown, `Asking again in ${left} s`);
     show();
-    const timer = setInterval(() => {
-      if (!panel.isConnected) clearInterval(timer);
+    timer = setInterval(() => {
+      if (!panel.isConnected) stop();
       else if (--left > 0) show();
-      else if (document.visibilityState === "visible") {
-        clearInterval(timer);
-        again();
-      }
+      else if (document.visibilityState === "visible") again();
     }, 1000);
-    addEventListener("online", again, { once: true });
+    addEventListener("online", again);
   }
   panel.lastElementChild?.append(actions);
   return panel;
@@ -88,13 +94,14 @@ export class Notices {
   constructor(toasts, spoken) {
     this.toasts = toasts;
     this.spoken = spoken;
-    /** @type {(() => void) | null} */
-    this.undoLast = null;
+    /** @type {(() => void)[]} what can be taken back, the latest last */
+    this.undos = [];
     addEventListener("keydown", (event) => {
       const typing = event.target instanceof HTMLInputElement;
-      if (event.key === "z" && (event.ctrlKey || event.metaKey) && !typing && this.undoLast) {
+      const undoLast = this.undos[this.undos.length - 1];
+      if (event.key === "z" && (event.ctrlKey || event.metaKey) && !typing && undoLast) {
         event.preventDefault();
-        this.undoLast();
+        undoLast();
       }
     });
   }
@@ -110,14 +117,15 @@ export class Notices {
   }
 
   /**
-   * A few words that go by themselves.
+   * A few words, shown and spoken, that go by themselves.
    * @param {string} text
    * @param {string} [symbol]
    */
   toast(text, symbol = "check") {
     const element = h("div", { class: "toast" }, icon(symbol), h("span", {}, text));
     this.#add(element);
-    this.#after(TOAST_MS, element, () => this.#drop(element));
+    this.say(text);
+    this.#after(TOAST_MS, element, () => element.remove());
   }
 
   /**
@@ -128,24 +136,20 @@ export class Notices {
    */
   undoable(text, { act, undo }) {
     const bar = h("span", { class: "countdown" });
-    const element = h(
-      "div",
-      { class: "toast" },
-      icon("trash"),
-      h("span", {}, text, h("span", { class: "hidden" }, " Control Z takes it back.")),
-    );
+    const element = h("div", { class: "toast" }, icon("trash"), h("span", {}, text));
     let over = false;
     const finish = (/** @type {() => void} */ then) => {
       if (over) return;
       over = true;
-      if (this.undoLast === takeBack) this.undoLast = null;
-      this.#drop(element);
+      this.undos = this.undos.filter((each) => each !== takeBack);
+      element.remove();
       then();
     };
     const takeBack = () => finish(undo);
-    this.undoLast = takeBack;
+    this.undos.push(takeBack);
     element.append(button(null, "Undo", takeBack), bar);
     this.#add(element);
+    this.say(`${text} Control Z takes it back.`);
     this.#after(
       TOAST_MS,
       element,
@@ -162,15 +166,13 @@ export class Notices {
     this.toasts.append(element);
   }
 
-  /** Has toasts lie over all else: whatever is beneath an open dialog cannot be reached. */
+  /**
+   * Has toasts lie over all else, and what is spoken be heard: whatever is beneath an open dialog
+   * cannot be reached.
+   */
   surface() {
     const dialog = [...document.querySelectorAll("dialog[open]")].pop() ?? document.body;
-    if (this.toasts.parentElement !== dialog) dialog.append(this.toasts);
-  }
-
-  /** @param {HTMLElement} element */
-  #drop(element) {
-    element.remove();
+    if (this.toasts.parentElement !== dialog) dialog.append(this.toasts, this.spoken);
   }
 
   /**

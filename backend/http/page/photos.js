@@ -21,7 +21,7 @@ export class PhotosView {
     this.app = app;
     this.title = "Photos";
     this.key = "";
-    /** @type {string | null} */
+    /** @type {import("./api.js").Query | null} for the next page; null where there is none */
     this.next = null;
     /** @type {AbortController | null} */
     this.pending = null;
@@ -51,6 +51,7 @@ export class PhotosView {
   show(state) {
     this.#showHead(state);
     const key = formatState({ ...state, photo: null });
+    this.pending?.abort(); // what it asks for is wanted no more
     if (this.key !== key) this.#load(state, key);
   }
 
@@ -66,6 +67,7 @@ export class PhotosView {
   /** @param {State} state */
   async #showHead(state) {
     const { app } = this;
+    const { collection } = app;
     fill(this.heading, state.shown === "failed" ? "Photos that failed" : "Photos");
     const tab = (/** @type {"indexed" | "failed"} */ shown, /** @type {string} */ text) =>
       h(
@@ -79,10 +81,10 @@ export class PhotosView {
     fill(this.tabs, tab("indexed", "Indexed"), tab("failed", "Failed"));
     this.chips.element.hidden = state.shown === "failed";
     const labels = await app.labels();
+    if (collection !== app.collection) return;
     this.chips.show(labels, app.router.state.label);
     const detail = await app.collectionDetail().catch(() => null);
-    const now = app.router.state;
-    if (now.view !== "photos" || now.collection !== state.collection) return;
+    if (app.router.state.view !== "photos" || collection !== app.collection) return;
     fill(
       this.tabs,
       tab("indexed", detail ? `${format.number(detail.images)} indexed` : "Indexed"),
@@ -108,38 +110,46 @@ export class PhotosView {
 
   /** @param {State} state @param {string} key */
   async #load(state, key) {
-    this.pending?.abort();
     const pending = new AbortController();
     this.pending = pending;
     this.element.setAttribute("aria-busy", "true");
+    const query = this.#query(state);
     try {
-      const page = await api.images(this.#query(state), pending.signal);
+      const page = await api.images(query, pending.signal);
       this.key = key;
-      this.next = page.next_cursor;
+      this.#goOn(query, page.next_cursor);
       fill(this.message, page.items.length === 0 && this.#nothing(state));
       this.grid.show(page.items, page.next_cursor !== null);
       this.app.restoreScroll();
     } catch (error) {
       if (isAborted(error)) return;
+      this.key = "";
+      this.next = null;
       this.grid.show([], false);
       fill(
         this.message,
-        errorPanel(error, () => this.#load(state, key)),
+        errorPanel(error, () => this.show(this.app.router.state)),
       );
     } finally {
       if (this.pending === pending) this.element.removeAttribute("aria-busy");
     }
   }
 
+  /** @param {import("./api.js").Query} query @param {string | null} cursor */
+  #goOn(query, cursor) {
+    this.next = cursor === null ? null : { ...query, cursor };
+  }
+
   async #more() {
-    const { key, next } = this;
+    const { next } = this;
     if (next === null) return;
     try {
-      const page = await api.images({ ...this.#query(this.app.router.state), cursor: next });
-      if (this.key !== key || this.next !== next) return;
-      this.next = page.next_cursor;
+      const page = await api.images(next);
+      if (this.next !== next) return; // others are shown by now
+      this.#goOn(next, page.next_cursor);
       this.grid.append(page.items, page.next_cursor !== null);
     } catch (error) {
+      if (this.next !== next) return;
       this.grid.tell(errorPanel(error, () => this.grid.retry()));
       throw error;
     }

@@ -22,6 +22,10 @@ export class QueryPanel {
     this.query = null;
     /** @type {string | null} */
     this.shown = null;
+    /** @type {State | null} of which the frame is shown */
+    this.state = null;
+    /** Which choice had the focus when they were taken away; -1: none. */
+    this.focused = -1;
     this.stage = new Stage((index, object) => this.#outline(index, object));
     this.frame = new Frame(
       this.stage.element,
@@ -71,7 +75,11 @@ export class QueryPanel {
     } else {
       this.query = null;
       this.shown = null;
+      this.focused = this.#choices().findIndex((each) => each === document.activeElement);
       this.stage.clear();
+      this.frame.show(0, 0, null);
+      this.#setDrawing(false);
+      fill(this.hint);
       fill(this.list);
       this.match.hidden = true;
       if (state.query) this.stage.showPhoto(this.#file(state.query), "The photo that you gave");
@@ -96,11 +104,21 @@ export class QueryPanel {
     if (!same) {
       this.stage.showObjects(query.width, query.height, query.objects);
       this.#list(query);
+      this.#choices()[this.focused]?.focus({ preventScroll: true });
+      this.focused = -1;
     }
     this.#mark(query, state);
-    this.frame.show(query.width, query.height, state.region);
-    if (this.frame.active) this.#toggleDrawing();
     this.#matchChoice(state, query);
+    // A frame that is drawn while the answer was awaited stays.
+    if (same && this.state === state) return;
+    this.state = state;
+    this.frame.show(query.width, query.height, state.region);
+    this.#setDrawing(false);
+    this.#showHint(query);
+  }
+
+  /** @param {SearchAnswer["query"]} query */
+  #showHint(query) {
     const alone = query.objects.length === 1;
     fill(
       this.hint,
@@ -111,6 +129,12 @@ export class QueryPanel {
           ? "Drag a frame over the photo to search for another part of it."
           : "Click an object to search for it alone, or drag a frame.",
     );
+  }
+
+  /** @returns {HTMLElement[]} what an object is chosen with: its outline, and its line in the list */
+  #choices() {
+    const outlines = /** @type {HTMLElement[]} */ ([...this.stage.layer.children]);
+    return [...outlines, ...this.list.querySelectorAll("input")];
   }
 
   /** @param {string} id */
@@ -220,16 +244,23 @@ export class QueryPanel {
   }
 
   #toggleDrawing() {
-    const active = !this.frame.active;
-    this.frame.active = active;
-    this.draw.setAttribute("aria-pressed", String(active));
-    if (active) {
+    this.#setDrawing(!this.frame.active);
+    if (this.frame.active) {
       this.frame.offer();
       fill(
         this.hint,
         "Drag over the photo, or move the frame with the arrow keys (Shift: resize) and press Enter.",
       );
+    } else if (this.query) {
+      this.frame.show(this.query.width, this.query.height, this.app.router.state.region);
+      this.#showHint(this.query);
     }
+  }
+
+  /** @param {boolean} active */
+  #setDrawing(active) {
+    this.frame.active = active;
+    this.draw.setAttribute("aria-pressed", String(active));
   }
 
   /**

@@ -119,6 +119,8 @@ export class Router {
   constructor(onChange) {
     this.state = parseState(location.search);
     this.onChange = onChange;
+    /** Whether the way back from a photo is asked for and not gone yet. */
+    this.closing = false;
     history.scrollRestoration = "manual";
     addEventListener("popstate", () => this.#show(parseState(location.search)));
     document.addEventListener("click", (event) => this.#followLink(event));
@@ -168,9 +170,11 @@ export class Router {
 
   /** Leaves the open photo: back where it was opened from the page, as a new step elsewhere. */
   closePhoto() {
-    if (this.state.photo === null) return;
-    if (history.state?.photoFrom === formatState({ ...this.state, photo: null })) history.back();
-    else this.go({ photo: null }, { replace: true });
+    if (this.state.photo === null || this.closing) return;
+    if (history.state?.photoFrom === formatState({ ...this.state, photo: null })) {
+      this.closing = true;
+      history.back();
+    } else this.go({ photo: null }, { replace: true });
   }
 
   /**
@@ -189,6 +193,7 @@ export class Router {
   /** @param {State} state */
   #show(state) {
     const previous = this.state;
+    this.closing = false;
     this.state = state;
     this.onChange(state, previous);
   }

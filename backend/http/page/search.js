@@ -5,6 +5,7 @@ import { button, fill, h, icon } from "./dom.js";
 import { LabelChips, choice } from "./filters.js";
 import * as format from "./format.js";
 import { PhotoGrid } from "./grid.js";
+import { isReadable } from "./intake.js";
 import { emptyState, errorPanel } from "./notices.js";
 import { QueryPanel } from "./query.js";
 import { NO_FILTERS, NO_SEARCH, formatState } from "./router.js";
@@ -16,7 +17,12 @@ import { hitTile } from "./tiles.js";
 /** @typedef {import("./api.js").SearchAnswer} SearchAnswer */
 /** @typedef {import("./app.js").App} App */
 /** @typedef {import("./router.js").State} State */
-/** @typedef {{query: SearchAnswer["query"], hits: Hit[], next: string | null}} Found */
+/**
+ * @typedef {object} Found
+ * @property {SearchAnswer["query"]} query
+ * @property {Hit[]} hits
+ * @property {Query | null} next what the next page is asked with; null where there is none
+ */
 
 const PAGE = 60;
 const REMEMBERED = 12;
@@ -51,6 +57,15 @@ function options(state) {
     min_score: state.minScore,
     min_area: state.minArea,
   };
+}
+
+/**
+ * What a search is asked with whose photo the service has.
+ * @param {State} state
+ * @returns {Query}
+ */
+function question(state) {
+  return { query: state.query, image_id: state.image, object_id: state.like, ...options(state) };
 }
 
 export class SearchView {
@@ -100,7 +115,7 @@ export class SearchView {
     const searching = state.query !== null || state.image !== null || state.like !== null;
     this.start.element.hidden = searching;
     this.body.hidden = !searching;
-    this.pending?.abort();
+    this.#giveUp();
     if (!searching) {
       this.title = "Search";
       this.key = "";
@@ -115,7 +130,13 @@ export class SearchView {
   }
 
   hide() {
+    this.#giveUp();
+  }
+
+  /** What is being asked is wanted no more. */
+  #giveUp() {
     this.pending?.abort();
+    this.start.idle();
   }
 
   /**
@@ -125,18 +146,23 @@ export class SearchView {
   async searchFile(file) {
     const { info } = this.app;
     if (info && file.size > info.max_upload_bytes) {
-      this.start.tell(
+      this.#refuse(
         new ApiError(
           `The photo has ${format.size(file.size)}; the service takes at most` +
             ` ${format.size(info.max_upload_bytes)}. Choose a smaller one.`,
           413,
           null,
         ),
+        null,
       );
       return;
     }
-    const preview = URL.createObjectURL(file);
-    await this.#send(preview, (query, signal) => api.searchFile(file, query, signal));
+    await this.#send(file, async (query, signal) => {
+      if (!(await isReadable(file))) {
+        throw new ApiError("This device cannot read that (any more). Choose a photo.", 400, null);
+      }
+      return api.searchFile(file, query, signal);
+    });
   }
 
   /**
@@ -148,10 +174,10 @@ export class SearchView {
   }
 
   /**
-   * @param {string | null} preview
+   * @param {Blob | null} file
    * @param {(query: Query, signal: AbortSignal) => Promise<SearchAnswer>} ask
    */
-  async #send(preview, ask) {
+  async #send(file, ask) {
     this.pending?.abort();
     const pending = new AbortController();
     this.pending = pending;
@@ -161,27 +187,44 @@ export class SearchView {
       photo: null,
       view: /** @type {const} */ ("search"),
     };
+    const preview = file && URL.createObjectURL(file);
     this.start.busy(preview);
     try {
       const answer = await ask(options(state), pending.signal);
+      pending.signal.throwIfAborted();
+      this.pending = null;
       if (answer.query.id === null)
         throw new ApiError("The service has not kept the photo.", 500, null);
       if (preview) this.#keepPreview(answer.query.id, preview);
       const next = { ...state, query: answer.query.id };
-      this.#remember(formatState(next), found(answer));
-      this.start.idle();
+      this.#remember(formatState(next), found(answer, question(next)));
       this.app.router.go({ ...NO_SEARCH, view: "search", query: answer.query.id });
+      this.show(this.app.router.state); // the same photo again is no change
       this.app.focusHeading();
     } catch (error) {
-      if (isAborted(error)) return;
-      this.start.idle();
-      this.start.tell(error, () => this.#send(preview, ask));
+      if (preview) URL.revokeObjectURL(preview);
+      if (pending.signal.aborted) return;
+      this.#refuse(error, () => this.#send(file, ask));
     }
+  }
+
+  /**
+   * Says where a search starts that it did not, and leaves the results of the one before.
+   * @param {unknown} error
+   * @param {(() => void) | null} retry
+   */
+  #refuse(error, retry) {
+    this.app.router.go(NO_SEARCH);
+    this.start.idle();
+    this.start.tell(error, retry);
   }
 
   /** @param {string} id @param {string} url */
   #keepPreview(id, url) {
-    this.sent.set(id, url);
+    const known = this.sent.get(id);
+    this.sent.delete(id);
+    this.sent.set(id, known ?? url);
+    if (known) URL.revokeObjectURL(url);
     const [[oldest, old]] = this.sent;
     if (this.sent.size > REMEMBERED) {
       URL.revokeObjectURL(old);
@@ -199,12 +242,10 @@ export class SearchView {
     fill(this.message);
     if (this.found === null) fill(this.heading, "Searching …");
     try {
-      const answer = await api.search(
-        { query: state.query, image_id: state.image, object_id: state.like, ...options(state) },
-        pending.signal,
-      );
-      this.#remember(key, found(answer));
-      this.#showFound(state, key, found(answer));
+      const asked = question(state);
+      const answer = found(await api.search(asked, pending.signal), asked);
+      this.#remember(key, answer);
+      this.#showFound(state, key, answer);
       this.app.notices.say(this.heading.textContent ?? "");
     } catch (error) {
       if (isAborted(error)) return;
@@ -308,20 +349,20 @@ export class SearchView {
   }
 
   async #more() {
-    const { found: answer, key } = this;
-    if (!answer || answer.next === null) return;
-    const { state } = this.app.router;
-    const id = { query: state.query, image_id: state.image, object_id: state.like };
+    const { found: answer } = this;
+    const next = answer?.next ?? null;
+    if (!answer || next === null) return;
     try {
-      const page = await api.search({ ...id, ...options(state), cursor: answer.next });
-      if (this.found !== answer || this.key !== key) return;
+      const page = await api.search(next);
+      if (this.found !== answer) return; // others are shown by now
       answer.hits.push(...page.hits);
-      answer.next = page.next_cursor;
+      answer.next = following(page, next);
       this.grid.append(page.hits, page.next_cursor !== null);
       if (page.next_cursor === null) {
         fill(this.summary, `${format.many(answer.hits.length, "photo")}, the nearest first`);
       }
     } catch (error) {
+      if (this.found !== answer) return;
       this.grid.tell(errorPanel(error, () => this.grid.retry()));
       throw error;
     }
@@ -329,7 +370,7 @@ export class SearchView {
 
   /** @param {State} state */
   async #showFilters(state) {
-    const { router } = this.app;
+    const { router, collection } = this.app;
     const active = document.activeElement;
     const focused = [...this.choices.children].findIndex((each) => each === active);
     fill(
@@ -339,8 +380,13 @@ export class SearchView {
       (state.label.length > 0 || state.minScore !== null || state.minArea !== null) &&
         button("close", "Clear", () => router.go(NO_FILTERS), { class: "chip plain" }),
     );
-    if (focused >= 0) /** @type {HTMLElement} */ (this.choices.children[focused])?.focus();
-    this.chips.show(await this.app.labels(), this.app.router.state.label);
+    if (focused >= 0) {
+      // "Clear" has gone by itself.
+      const again = this.choices.children[focused] ?? this.choices.children[0];
+      /** @type {HTMLElement} */ (again).focus();
+    }
+    const labels = await this.app.labels();
+    if (collection === this.app.collection) this.chips.show(labels, router.state.label);
   }
 
   /** @param {number} id of a photo that goes */
@@ -352,9 +398,14 @@ export class SearchView {
   }
 }
 
-/** @param {SearchAnswer} answer @returns {Found} */
-function found(answer) {
-  return { query: answer.query, hits: [...answer.hits], next: answer.next_cursor };
+/** @param {SearchAnswer} answer @param {Query} asked @returns {Found} */
+function found(answer, asked) {
+  return { query: answer.query, hits: [...answer.hits], next: following(answer, asked) };
+}
+
+/** @param {SearchAnswer} answer @param {Query} asked @returns {Query | null} */
+function following({ next_cursor }, asked) {
+  return next_cursor === null ? null : { ...asked, cursor: next_cursor };
 }
 
 /**

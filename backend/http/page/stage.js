@@ -20,8 +20,9 @@ export class Stage {
   constructor(makeOutline) {
     this.makeOutline = makeOutline;
     this.img = h("img", { draggable: "false", alt: "", onerror: () => this.#onError() });
+    this.words = h("p", { class: "unseen-words" }, "This photo cannot be shown here.");
     this.layer = h("div", { class: "outlines" });
-    this.element = h("div", { class: "stage" }, this.img, this.layer);
+    this.element = h("div", { class: "stage" }, this.img, this.words, this.layer);
   }
 
   /**
@@ -83,13 +84,15 @@ export class Stage {
     setStyle(this.element, { "--ratio": width / height, "--widest": `${width * MOST_ENLARGED}px` });
   }
 
-  /** Takes the outlines away. */
+  /** Takes photo and outlines away. */
   clear() {
     fill(this.layer);
+    this.img.removeAttribute("src");
+    this.element.classList.remove("unseen");
   }
 
   #onError() {
-    // A format that the service reads and this browser does not.
+    // A format that the service reads and this browser does not, or a file that is gone.
     this.element.classList.add("unseen");
   }
 }

@@ -109,7 +109,7 @@ export class StartPanel {
           ? emptyState(
               "photo",
               "No photos to search among yet",
-              `Collection ‘${collection}’ is empty. Load a folder, or drop photos of your own.`,
+              `Collection ‘${collection}’ is empty. Load a folder, or send photos of this device.`,
               h(
                 "a",
                 { class: "button primary", href: app.router.fresh({ view: "loads" }) },

@@ -2,6 +2,7 @@
 
 import { ApiError, api, isAborted } from "./api.js";
 import { size } from "./format.js";
+import { isReadable } from "./intake.js";
 import { sentence } from "./notices.js";
 
 const BATCH_FILES = 8;
@@ -92,13 +93,12 @@ export class Upload {
     this.onChange();
   }
 
-  /** @param {File[]} batch */
-  async #send(batch) {
+  /** @param {File[]} files */
+  async #send(files) {
+    let batch = await this.#readable(files);
     // One key for all attempts: what the service has done already it does not do again.
-    const key = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) =>
-      byte.toString(16).padStart(2, "0"),
-    ).join("");
-    while (this.state === "running") {
+    let key = newKey();
+    while (this.state === "running" && batch.length > 0) {
       try {
         const { results } = await api.upload(batch, this.collection, key, this.stop.signal);
         this.waiting = null;
@@ -127,8 +127,18 @@ export class Upload {
         if (!(error instanceof ApiError) || !error.passing) {
           const reason = sentence(error);
           for (const file of batch) this.failures.push({ path: file.name, reason });
+          this.waiting = null;
           this.onChange();
           return;
+        }
+        if (error.status === 0) {
+          // A request with a file that cannot be read looks like one that nobody answers.
+          const rest = await this.#readable(batch);
+          if (rest.length < batch.length) {
+            batch = rest;
+            key = newKey();
+            continue;
+          }
         }
         this.waiting = error.message;
         this.onChange();
@@ -136,6 +146,26 @@ export class Upload {
       }
     }
   }
+
+  /**
+   * Those that can be read; the others have failed.
+   * @param {File[]} files
+   */
+  async #readable(files) {
+    const answers = await Promise.all(files.map(isReadable));
+    const unread = files.filter((_, i) => !answers[i]);
+    for (const { name } of unread) {
+      this.failures.push({ path: name, reason: "this device cannot read it (any more)" });
+    }
+    if (unread.length > 0) this.onChange();
+    return files.filter((_, i) => answers[i]);
+  }
+}
+
+/** An Idempotency-Key: of one request and its repetitions. */
+function newKey() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 /** @param {number} ms @param {AbortSignal} signal */

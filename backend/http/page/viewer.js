@@ -16,11 +16,11 @@ const STRIP_SIDE = 120;
 export class Viewer {
   /**
    * @param {App} app
-   * @param {(id: number, direction: 1 | -1) => import("./api.js").ImageSummary | null} neighbour
+   * @param {() => import("./grid.js").PhotoGrid<any> | null} grid it leads through, if there is one
    */
-  constructor(app, neighbour) {
+  constructor(app, grid) {
     this.app = app;
-    this.neighbour = neighbour;
+    this.grid = grid;
     /** @type {number | null} */
     this.id = null;
     /** @type {AbortController | null} */
@@ -96,8 +96,12 @@ export class Viewer {
     this.stage.clear();
     fill(this.title, "Photo");
     fill(this.details, h("p", { class: "quiet" }, "One moment …"));
-    this.before.hidden = this.neighbour(id, -1) === null;
-    this.after.hidden = this.neighbour(id, 1) === null;
+    this.#showSteps(id);
+    this.grid()
+      ?.approach(id)
+      .then(() => {
+        if (this.id === id) this.#showSteps(id);
+      });
     this.stage.showPhoto(thumbnailUrl(id, LARGE), "");
     try {
       const image = await api.image(id, pending.signal);
@@ -108,6 +112,18 @@ export class Viewer {
           this.details,
           errorPanel(error, () => this.#load(id)),
         );
+    }
+  }
+
+  /** @param {number} id */
+  #showSteps(id) {
+    for (const [step, direction] of /** @type {const} */ ([
+      [this.before, -1],
+      [this.after, 1],
+    ])) {
+      const there = (this.grid()?.neighbour(id, direction) ?? null) !== null;
+      if (!there && step === document.activeElement) this.title.focus();
+      step.hidden = !there;
     }
   }
 
@@ -297,7 +313,7 @@ export class Viewer {
 
   /** @param {1 | -1} direction */
   #go(direction) {
-    const next = this.id === null ? null : this.neighbour(this.id, direction);
+    const next = this.id === null ? null : this.grid()?.neighbour(this.id, direction);
     if (next) this.app.router.openPhoto(next.id, { replace: true });
   }
 

@@ -28,6 +28,13 @@ def _frame(page: Page, site: Site) -> None:
     page.get_by_role("button", name="Frame", exact=True).click()
 
 
+def _object(page: Page, site: Site) -> None:
+    search_with(page, site.query)
+    page.locator(".query .outline").nth(1).click(force=True)
+    expect(page).to_have_url(re.compile("object=1"))
+    expect(page.locator(".results[aria-busy]")).to_have_count(0)
+
+
 def _detail(page: Page, _site: Site) -> None:
     page.locator(".tile").first.click()
     expect(page.locator("dialog .objects a").first).to_be_visible()
@@ -71,6 +78,7 @@ def _nothing(_page: Page, _site: Site) -> None:
 STATES: dict[str, tuple[str, Prepare]] = {
     "start": ("/", _nothing),
     "results": ("/", _results),
+    "object": ("/", _object),
     "frame": ("/", _frame),
     "photos": ("/?view=photos", _nothing),
     "failed": ("/?view=photos&state=failed", _nothing),
@@ -83,7 +91,7 @@ STATES: dict[str, tuple[str, Prepare]] = {
     "error": ("/?image=999999", _error),
     "empty": ("/?view=photos&collection=not_there", _nothing),
 }
-LOOKS = {"light": DESKTOP, "dark": DESKTOP, "phone": PHONE}
+LOOKS = {"light": DESKTOP, "dark": DESKTOP, "phone": PHONE, "dark phone": PHONE}
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -97,7 +105,7 @@ def test_axe_finds_nothing_and_nothing_is_cut_off(
     for look, size in LOOKS.items():
         page.set_viewport_size(size)
         page.emulate_media(
-            color_scheme="dark" if look == "dark" else "light", reduced_motion="reduce"
+            color_scheme="dark" if "dark" in look else "light", reduced_motion="reduce"
         )
         found = Axe().run(page)
         assert found.violations_count == 0, f"{look}: {found.generate_report()}"

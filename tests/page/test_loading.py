@@ -20,7 +20,9 @@ def test_a_folder_is_loaded_with_live_progress_and_its_failures(
     page.evaluate(
         """() => {
           window.seen = new Set();
+          window.words = [];
           new MutationObserver(() => {
+            window.words.push(document.querySelector(".load")?.textContent ?? "");
             const bar = document.querySelector(".load [role=progressbar]");
             if (bar) window.seen.add(bar.ariaValueNow);
           }).observe(document.querySelector(".loads"), {
@@ -34,6 +36,11 @@ def test_a_folder_is_loaded_with_live_progress_and_its_failures(
     expect(card.locator(".state")).to_have_text("Done", timeout=60_000)
     seen = [int(part) for part in page.evaluate("[...window.seen]")]
     assert any(0 < part < 100 for part in seen), "the bar has jumped to its end"
+    words = page.evaluate("window.words")
+    assert any(re.search(r"[\d.]+ a second", each) for each in words), "no rate was shown"
+    assert any(re.search(r"(\d+ \w+|a second) left", each) for each in words), (
+        "no time left was shown"
+    )
     expect(card).to_contain_text("61 of 61 photos")
     expect(card).to_contain_text("60 added")
     card.get_by_text("1 photo failed").click()
@@ -86,6 +93,17 @@ def test_files_are_sent_a_few_at_a_time_and_what_is_refused_is_listed(
     page.get_by_label("Photos of this device").set_input_files(photos[:2])
     again = page.locator(".load", has_text="2 photos from this device")
     expect(again).to_contain_text("2 were there before")
+
+
+def test_a_folder_of_this_device_is_sent_with_all_that_is_below_it(
+    open_page: OpenPage, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "album", 2, start=5100)
+    write_photos(tmp_path / "album" / "below", 2, start=5200)
+    page = open_page("/?view=loads&collection=album_sent")
+    page.get_by_label("A folder of this device").set_input_files(tmp_path / "album")
+    card = page.locator(".load", has_text="4 photos from this device")
+    expect(card).to_contain_text("4 added", timeout=60_000)
 
 
 def test_an_upload_goes_on_after_the_service_was_out_of_reach_without_what_has_gone_meanwhile(

@@ -22,6 +22,19 @@ async ([target, type, url]) => {
 """
 
 
+_PUT_ADDRESS = """
+([target, type, url]) => {
+  const transfer = new DataTransfer();
+  transfer.setData(type === "paste" ? "text/plain" : "text/uri-list", `${url}\\r\\n`);
+  const init = { bubbles: true, cancelable: true };
+  const event = type === "paste"
+    ? new ClipboardEvent(type, { ...init, clipboardData: transfer })
+    : new DragEvent(type, { ...init, dataTransfer: transfer });
+  document.querySelector(target).dispatchEvent(event);
+}
+"""
+
+
 def _outlines(page: Page) -> int:
     return page.locator(".query .outline").count()
 
@@ -149,6 +162,14 @@ def test_a_finger_draws_a_frame_once_it_is_asked_for(open_page: OpenPage, site: 
 def test_a_photo_is_pasted_or_dropped(open_page: OpenPage, site: Site, how: str) -> None:
     page = open_page()
     page.evaluate(_PUT_PHOTO, ["main", how, _file_url(site)])
+    expect(page.locator(".results .tile").first).to_be_visible()
+    expect(page).to_have_url(re.compile("query=[0-9a-f]{64}"))
+
+
+@pytest.mark.parametrize("how", ["paste", "drop"])
+def test_an_address_is_pasted_or_dropped(open_page: OpenPage, site: Site, how: str) -> None:
+    page = open_page()
+    page.evaluate(_PUT_ADDRESS, ["main", how, _file_url(site)])
     expect(page.locator(".results .tile").first).to_be_visible()
     expect(page).to_have_url(re.compile("query=[0-9a-f]{64}"))
 

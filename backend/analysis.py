@@ -97,6 +97,7 @@ class PhotoAnalyzer:
         async with self._place():
             with self._figures.photo_analyzing():
                 width, height, objects, crops, phash = await self._find_objects(data)
+        self._figures.batch("embed", len(crops))
         with self._figures.photo_analyzing(), self._figures.stage("embed"):
             embeddings = await self.embedder.embed(crops)
         return AnalyzedPhoto(width, height, objects, embeddings, phash)

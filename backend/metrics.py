@@ -5,7 +5,7 @@ applications in one process do not count into each other's figures.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -39,7 +39,8 @@ _BUCKETS: Final = (
     *(1.0, 2.5, 5.0, 10.0, 30.0),
 )
 """Seconds: from a query of the catalog to the longest that a request may take by default."""
-
+_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_BATCHED: Final[tuple[Literal["embed", "write"], ...]] = ("embed", "write")
 
 _times: ContextVar[dict[Stage, float] | None] = ContextVar("times", default=None)
 """Of the request that this is done for; tasks inherit them as they do its deadline."""
@@ -103,6 +104,10 @@ class Metrics:
         )
         # A series that begins with its first event would hide that event from rates.
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
+        batches = self._histogram(
+            "batch_size", "Objects embedded, or photos written, together.", "stage", _SIZES
+        )
+        self._batches = {stage: batches.labels(stage) for stage in _BATCHED}
         self._waiting = self._gauge("photos_waiting", "Photos that wait for their analysis.")
         self._analyzing = self._gauge("photos_analyzing", "Photos that are being analysed.")
         self._photos = self._counter("photos_indexed_total", "Photos that were indexed.")
@@ -132,9 +137,11 @@ class Metrics:
     def _gauge(self, name: str, what: str) -> Gauge:
         return Gauge(name, what, namespace=_NAMESPACE, registry=self._registry)
 
-    def _histogram(self, name: str, what: str, label: str) -> Histogram:
+    def _histogram(
+        self, name: str, what: str, label: str, buckets: Sequence[float] = _BUCKETS
+    ) -> Histogram:
         return Histogram(
-            name, what, [label], namespace=_NAMESPACE, registry=self._registry, buckets=_BUCKETS
+            name, what, [label], namespace=_NAMESPACE, registry=self._registry, buckets=buckets
         )
 
     # Requests
@@ -176,6 +183,10 @@ class Metrics:
         """A photo is analysed inside."""
         with _counted(self._analyzing):
             yield
+
+    def batch(self, stage: Literal["embed", "write"], size: int) -> None:
+        """Notes how many objects are embedded, or photos written, together."""
+        self._batches[stage].observe(size)
 
     def count_indexed(self, photos: int, objects: int) -> None:
         """Counts photos that can be found from now on, and their objects."""

@@ -226,6 +226,7 @@ class PhotoWriter:
     async def _write(self, collection: Collection, photos: Sequence[PreparedPhoto]) -> list[int]:
         """The three steps of adding photos; see the module's docstring."""
         self._unsettled = True
+        self._figures.batch("write", len(photos))
         stored = await self._catalog.begin_images(collection.id, [photo.image for photo in photos])
         rows = [
             ObjectVector(object_id, image.id, found.label, found.score, vector)

@@ -7,8 +7,10 @@ from contextvars import Context
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from backend.app import Services
 from backend.errors import EngineUnavailable
 from backend.metrics import LoadProgress, Metrics, Stage, stage_times
+from tests.photos import draw_photo, encode
 
 PREFIX = "image_search_"
 
@@ -50,7 +52,7 @@ def test_names_follow_prometheus_conventions() -> None:
         else:
             assert not any(name.endswith("_total") for name in names)
         if family.type == "histogram":
-            assert family.name.endswith("_seconds")
+            assert family.name.endswith(("_seconds", "_size"))
 
 
 def test_a_request_is_counted_by_its_labels_and_timed_by_its_route() -> None:
@@ -111,6 +113,24 @@ async def test_a_request_s_stages_are_its_own_those_of_its_tasks_included() -> N
     assert one["detect"] > one["embed"] > 0.005
     assert set(other) == {"search"}
     assert value(figures, "stage_duration_seconds_count", stage="write") == 2
+
+
+def test_sizes_of_batches_are_told_by_stage() -> None:
+    figures = Metrics()
+    assert value(figures, "batch_size_count", stage="embed") == 0
+    for size in (1, 5):
+        figures.batch("embed", size)
+    figures.batch("write", 64)
+    assert value(figures, "batch_size_sum", stage="embed") == 6
+    assert value(figures, "batch_size_count", stage="embed") == 2
+    assert value(figures, "batch_size_bucket", stage="write", le="64.0") == 1
+
+
+async def test_a_photo_that_is_indexed_tells_of_its_batches(services: Services) -> None:
+    await services.indexer.add_photo(encode(draw_photo(1)), "t")
+    figures = services.searcher._figures
+    assert value(figures, "batch_size_sum", stage="write") == 1
+    assert value(figures, "batch_size_sum", stage="embed") not in (None, 0)
 
 
 def test_a_failure_of_an_engine_is_counted_once_however_far_it_comes() -> None:

@@ -24,7 +24,16 @@ from backend.names import check_collection_name
 from backend.storage.catalog import Catalog, Collection, ObjectPlace
 from backend.storage.vectors import MAX_HITS, ObjectFilter, StoreMissing, VectorHit, VectorStore
 
-__all__ = ["Hit", "HitPage", "ObjectMatch", "PhotoHit", "Position", "Searcher", "Wanted"]
+__all__ = [
+    "MAX_QUERY_OBJECTS",
+    "Hit",
+    "HitPage",
+    "ObjectMatch",
+    "PhotoHit",
+    "Position",
+    "Searcher",
+    "Wanted",
+]
 
 _HITS_PER_PHOTO: Final = 4
 """Hits to ask for first for each photo wanted: a photo of VOC has two to three objects."""
@@ -36,7 +45,7 @@ _HITS_PER_ANSWER: Final = 4096
 """Hits of one answer of the vector engine: 10 ms of parsing, measured."""
 _FINDING: Final = 4
 """Searches that look at hits at a time: each may hold 16,384 for each of 32 objects, 100 MB."""
-_MAX_QUERY_OBJECTS: Final = 32
+MAX_QUERY_OBJECTS: Final = 32
 """Objects of a query photo that are searched for, best score first."""
 _HITS_FOR_ALL: Final = 16
 """Hits to ask for first for each photo wanted that is to be near to all query vectors."""
@@ -176,7 +185,7 @@ class Searcher:
         query = await self._analyzer.analyze(data)
         if collection is None or not query.objects:
             return []
-        vectors = query.embeddings[:_MAX_QUERY_OBJECTS]
+        vectors = query.embeddings[:MAX_QUERY_OBJECTS]
         hits = await self._ask(collection, lambda now: self.nearest(now, vectors, top_k))
         return [] if hits is None else hits
 

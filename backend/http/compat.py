@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from backend.errors import InvalidInput, NotFound
 from backend.http.files import send_photo
 from backend.http.multipart import Form, read_form
-from backend.http.openapi import Operation, Parameter
+from backend.http.openapi import BINARY, Operation, Parameter
 from backend.http.raw_paths import paths_meant
 from backend.http.schemas import LoadBody
 from backend.http.services import SETTINGS, UNHURRIED, in_time, services
@@ -163,7 +163,6 @@ _TABLE = Parameter(
     "collection; DEFAULT_TABLE where it is not given, or empty",
     {"type": "string", "pattern": f"^({NAME_PATTERN})?$", "maxLength": MAX_NAME_LENGTH},
 )
-_FILE = {"type": "string", "format": "binary"}
 _TOP_K = {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K}
 _TEXT = {"type": "string"}
 
@@ -219,7 +218,7 @@ OPERATIONS: Final = (
         },
         query=(_TABLE,),
         form=(
-            Parameter(_PHOTO_FIELD, "the query photo", _FILE, required=True),
+            Parameter(_PHOTO_FIELD, "the query photo", BINARY, required=True),
             Parameter("topk", "photos to return; TOP_K where it is not given", _TOP_K),
         ),
         errors=(400, 409, 413, 415, 503),
@@ -232,7 +231,7 @@ OPERATIONS: Final = (
         answer={**_TEXT, "examples": ["Successfully loaded data: 17"]},
         query=(_TABLE,),
         form=(
-            Parameter(_PHOTO_FIELD, "the photo", _FILE),
+            Parameter(_PHOTO_FIELD, "the photo", BINARY),
             Parameter("url", "where to fetch the photo from, where there is no photo"),
         ),
         errors=(400, 403, 409, 413, 415, 502, 503),
@@ -251,7 +250,7 @@ OPERATIONS: Final = (
         "/data",
         data,
         "The file of an indexed photo",
-        answer={"type": "string", "format": "binary"},
+        answer=BINARY,
         query=(Parameter("image_path", "path as /img/search gives it", required=True),),
         media_types=("image/*",),
         errors=(400, 404, 503),

@@ -12,11 +12,13 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from backend.http.schemas import ErrorBody
 from backend.http.v1.schemas import Problem
 
-__all__ = ["Operation", "Parameter", "Schema", "openapi_document"]
+__all__ = ["BINARY", "Operation", "Parameter", "Schema", "openapi_document"]
 
 Schema: TypeAlias = Mapping[str, Any] | type[BaseModel]
 """A JSON schema, or the model that it is made from."""
 
+BINARY: Final[Mapping[str, Any]] = {"type": "string", "format": "binary"}
+"""The schema of a file."""
 _VERSION: Final = "3.1.0"
 _REF: Final = "#/components/schemas/{model}"
 _IN_PATH: Final = re.compile(r"\{(\w+)(?::[^{}]*(?:\{[^{}]*\})?[^{}]*)?\}")

@@ -6,14 +6,14 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import hdrs, web
 
 from backend.errors import IdempotencyKeyReused, NotFound, ServiceError, Unavailable
 from backend.http.files import is_known, send_photo
 from backend.http.multipart import Photo
-from backend.http.openapi import Operation, Parameter
+from backend.http.openapi import BINARY, Operation, Parameter
 from backend.http.problems import problem
 from backend.http.request_ids import request_id
 from backend.http.services import SETTINGS, Services, in_time, services
@@ -23,6 +23,7 @@ from backend.http.v1.requests import (
     InvalidFields,
     decode_cursor,
     encode_cursor,
+    id_parameter,
     path_id,
     read_photos,
     read_query,
@@ -278,12 +279,7 @@ def _missing(image_id: int) -> NotFound:
     return NotFound(f"there is no photo {image_id}")
 
 
-_BINARY: Final[dict[str, Any]] = {"type": "string", "format": "binary"}
-_ID: Final = (
-    Parameter(
-        "id", "of the photo", {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}, required=True
-    ),
-)
+_ID: Final = (id_parameter("of the photo"),)
 _IF_NONE_MATCH: Final = Parameter("If-None-Match", "ETag of what the client has")
 
 OPERATIONS: Final = (
@@ -308,7 +304,7 @@ OPERATIONS: Final = (
             Parameter(
                 PHOTO_FIELD,
                 "the photos, a part each",
-                {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": MAX_UPLOADS},
+                {"type": "array", "items": BINARY, "minItems": 1, "maxItems": MAX_UPLOADS},
                 required=True,
             ),
         ),
@@ -356,7 +352,7 @@ OPERATIONS: Final = (
         "/api/v1/images/{id}/file",
         image_file,
         "The photo's file",
-        answer=_BINARY,
+        answer=BINARY,
         also={304: None},
         media_types=("image/*",),
         path_parameters=_ID,
@@ -370,7 +366,7 @@ OPERATIONS: Final = (
         "/api/v1/images/{id}/thumbnail",
         thumbnail,
         "A small, upright copy of the photo",
-        answer=_BINARY,
+        answer=BINARY,
         also={304: None},
         media_types=("image/avif", "image/webp", "image/jpeg"),
         path_parameters=_ID,

@@ -7,12 +7,13 @@ from aiohttp import hdrs, web
 from aiohttp_sse import sse_response
 
 from backend.errors import NotFound, Unavailable
-from backend.http.openapi import Operation, Parameter
+from backend.http.openapi import Operation
 from backend.http.services import SETTINGS, UNHURRIED, Services, in_time, services
 from backend.http.v1.presenting import answer, load_detail, load_row
 from backend.http.v1.requests import (
     decode_cursor,
     encode_cursor,
+    id_parameter,
     path_id,
     read_json,
     read_query,
@@ -22,7 +23,6 @@ from backend.http.v1.schemas import LoadDetail, LoadList, LoadsQuery, NewLoad
 __all__ = ["OPERATIONS"]
 
 _EVENTS: Final = "text/event-stream; charset=utf-8"
-_MAX_ID: Final = 2**63 - 1
 _FAILURES_IN_NEWS: Final = 100
 """The first ones, of an event that comes five times a second; the last event has all."""
 _NEWS_SECONDS: Final = 0.2
@@ -128,11 +128,7 @@ async def _detail(here: Services, load_id: int) -> LoadDetail:
     return load_row(row)
 
 
-_ID: Final = (
-    Parameter(
-        "id", "of the load", {"type": "integer", "minimum": 1, "maximum": _MAX_ID}, required=True
-    ),
-)
+_ID: Final = (id_parameter("of the load"),)
 
 OPERATIONS: Final = (
     Operation(

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from backend.errors import InvalidInput, UnsupportedMediaType
 from backend.http.multipart import Form, Photo, read_form
+from backend.http.openapi import Parameter
 from backend.http.services import SETTINGS, services
 from backend.http.v1.schemas import FetchBody, FieldProblem
 
@@ -20,6 +21,7 @@ __all__ = [
     "PHOTO_FIELD",
     "decode_cursor",
     "encode_cursor",
+    "id_parameter",
     "path_id",
     "read_json",
     "read_photo",
@@ -146,6 +148,12 @@ async def read_photo(request: web.Request) -> bytes:
     """The one photo that a request is about; see `read_photos`."""
     [photo] = await read_photos(request, at_most=1)
     return photo.data
+
+
+def id_parameter(description: str) -> Parameter:
+    """The id in a path, as `path_id` reads it."""
+    schema = {"type": "integer", "minimum": 1, "maximum": _MAX_ID}
+    return Parameter("id", description, schema, required=True)
 
 
 def path_id(request: web.Request) -> int:

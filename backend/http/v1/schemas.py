@@ -10,6 +10,7 @@ from pydantic import AnyHttpUrl, BaseModel, BeforeValidator, ConfigDict, Field, 
 
 from backend.duplicates import MOST_GROUP_BITS
 from backend.names import MAX_NAME_LENGTH, NAME_PATTERN
+from backend.searching import MAX_QUERY_OBJECTS
 from backend.settings import MAX_TOP_K
 
 __all__ = [
@@ -236,7 +237,7 @@ class BatchOptions(_Request):
     )
     object: list[Annotated[int, Field(ge=0, le=9999)]] = Field(
         [],
-        max_length=32,
+        max_length=MAX_QUERY_OBJECTS,
         description="search for these of the query photo's objects alone, by their index in"
         " `query.objects`; repeatable",
     )

@@ -14,7 +14,7 @@ from backend.errors import InvalidImage, InvalidInput, NotFound, ServiceError, T
 from backend.files import read_photo_file
 from backend.http.files import is_known
 from backend.http.multipart import Photo
-from backend.http.openapi import Operation, Parameter
+from backend.http.openapi import BINARY, Operation, Parameter
 from backend.http.problems import problem
 from backend.http.request_ids import request_id
 from backend.http.services import SETTINGS, Services, in_time, services
@@ -50,14 +50,11 @@ from backend.http.v1.schemas import (
     SearchQuery,
 )
 from backend.queries import QueryPhoto as KeptPhoto
-from backend.searching import HitPage, Position, Wanted
+from backend.searching import MAX_QUERY_OBJECTS, HitPage, Position, Wanted
 from backend.storage.catalog import Collection, Image, ObjectPlace
 from backend.vision.decode import CONTENT_TYPES, SNIFF_BYTES, sniff
 
 __all__ = ["OPERATIONS"]
-
-_MAX_QUERY_OBJECTS: Final = 32
-"""Objects of a query photo that are searched for, best score first."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +259,7 @@ async def _choice(
         box = read_region(options.region)
         return [], await here.analyzer.embed_region(data, box)
     if not options.object:
-        return list(range(min(objects, _MAX_QUERY_OBJECTS))), None
+        return list(range(min(objects, MAX_QUERY_OBJECTS))), None
     for index in options.object:
         if index >= objects:
             detail = f"the query photo has {objects} objects, counted from 0: there is no {index}"
@@ -349,12 +346,11 @@ async def _same_bytes(here: Services, collection: Collection, sha256: str) -> tu
     return tuple(image.id for image in found.get(sha256, ()))
 
 
-_BINARY: Final = {"type": "string", "format": "binary"}
-_PHOTO: Final = Parameter(PHOTO_FIELD, "the photo", _BINARY, required=True)
+_PHOTO: Final = Parameter(PHOTO_FIELD, "the photo", BINARY, required=True)
 _PHOTOS: Final = Parameter(
     PHOTO_FIELD,
     "the photos, a part each",
-    {"type": "array", "items": _BINARY, "minItems": 1, "maxItems": MAX_BATCH},
+    {"type": "array", "items": BINARY, "minItems": 1, "maxItems": MAX_BATCH},
     required=True,
 )
 _OF_PHOTO: Final = (400, 403, 409, 413, 415, 500, 502, 503)
@@ -401,7 +397,7 @@ OPERATIONS: Final = (
         "/api/v1/queries/{id}/file",
         query_file,
         "The file of a query photo",
-        answer=_BINARY,
+        answer=BINARY,
         also={304: None},
         media_types=("image/*",),
         path_parameters=(Parameter("id", "as `query.id` of an answer"),),

@@ -202,7 +202,7 @@ def test_a_load_in_a_terminal_shows_a_bar_and_says_where_to_look_next(tmp_path: 
         assert process.wait(10) == 0
         os.close(terminal)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    assert re.search(r"Loading photos ━+ 12/12 100%", text)
+    assert re.search(r"Loading photos ━+ 12/12 100% [\d.]+ photos/s \d:\d\d:\d\d", text)
     assert "12 photos in" in text
     assert re.search(r"curl -F image=@\S+ http://127\.0\.0\.1:\d+/api/v1/search", text)
 

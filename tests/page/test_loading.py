@@ -131,12 +131,25 @@ def test_a_folder_that_is_dropped_on_photos_is_added_with_all_below(
     write_photos(tmp_path / "trip" / "day 2", 1, start=6102)
     (tmp_path / "trip" / "notes.txt").write_text("no photo", "utf-8")
     page = open_page("/?view=photos&collection=dropped")
+    page.evaluate(
+        """() => {
+          window.accepted = 0;
+          addEventListener("dragover", (event) => { window.accepted += event.defaultPrevented; });
+        }"""
+    )
     client = page.context.new_cdp_session(page)
     data = {"items": [], "files": [str(tmp_path / "trip")], "dragOperationsMask": 1}
-    for kind in ("dragEnter", "dragOver", "drop"):
+
+    def drag(kind: str) -> None:
         client.send("Input.dispatchDragEvent", {"type": kind, "x": 600, "y": 400, "data": data})
-        if kind == "dragOver":
-            expect(page.locator(".veil")).to_have_text("Drop the photos to add them")
+
+    drag("dragEnter")
+    # As a hand that moves on: Chromium lets a drop go by that comes before the page's answer.
+    for moves in range(1, 4):
+        drag("dragOver")
+        page.wait_for_function("moves => window.accepted >= moves", arg=moves)
+    expect(page.locator(".veil")).to_have_text("Drop the photos to add them")
+    drag("drop")
     expect(page).to_have_url(re.compile("view=loads"))
     card = page.locator(".load", has_text="3 photos from this device")
     expect(card.locator(".state")).to_have_text("Done")

@@ -28,6 +28,7 @@ export function takeDrops({ adds, takeFiles, takeUrl }) {
   });
   addEventListener("dragenter", (event) => {
     if (!matters(event)) return;
+    event.preventDefault();
     depth += 1;
     const adding = adds() && event.dataTransfer?.types.includes("Files");
     fill(words, adding ? "Drop the photos to add them" : "Drop the photo to search with it");

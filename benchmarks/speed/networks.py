@@ -50,8 +50,9 @@ class Networks:
         ]
 
     def detect(self, squares: NDArray[np.uint8]) -> list[NDArray[Any]]:
-        """The detector's outputs for squares, uint8 [N, S, S, 3]."""
-        outputs: list[NDArray[Any]] = self._detector.run(None, {"images": squares})
+        """Boxes, scores and labels, as the detector gives them, of squares, uint8 [N, S, S, 3]."""
+        names = ["boxes", "scores", "labels"]
+        outputs: list[NDArray[Any]] = self._detector.run(names, {"images": squares})
         return outputs
 
     def embed(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:

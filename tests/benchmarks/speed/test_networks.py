@@ -45,9 +45,10 @@ async def test_the_networks_answer_as_the_services_do(
         detector, embedder = [await server.load(name) for name in SMALL_PAIR.values()]
         for photo in tensors:
             [theirs] = await Detector(detector).detect(photo.square)
-            assert any(
-                np.array_equal(own[0], theirs.boxes) for own in networks.detect(photo.square)
-            )
+            [boxes], [scores], [labels] = networks.detect(photo.square)
+            np.testing.assert_array_equal(boxes, theirs.boxes)
+            np.testing.assert_array_equal(scores, theirs.scores)
+            np.testing.assert_array_equal(labels, theirs.labels)
             vectors = await Embedder(embedder).embed(photo.crops)
             np.testing.assert_array_equal(networks.embed(photo.crops), vectors)
     finally:

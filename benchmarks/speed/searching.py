@@ -1,0 +1,209 @@
+"""Searches in a collection of 40,000 objects, beside the networks alone on the same photos."""
+
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+from benchmarks.reporting import percentiles_ms
+from benchmarks.speed.bench import Bench, photo_files
+from benchmarks.speed.clients import OK, Answers, Clients, clients
+from benchmarks.speed.filling import describe, fill
+from benchmarks.speed.networks import Networks, PhotoTensors, photos_per_second, ready_tensors
+from benchmarks.speed.rounds import medians, percentile_ms, stage_seconds, stages_ms
+from tests.service import Service
+
+__all__ = ["measure", "rows"]
+
+_OBJECTS: Final = 40_000
+_QUERIES: Final = 100
+_CHUNKS: Final = 4
+_CHUNK: Final = 10
+"""Searches of one client, then as many photos through the networks alone."""
+_CLIENTS: Final = (8, 32)
+_SECONDS: Final = 3.0
+"""Of each measurement of throughput."""
+_LOADED: Final = 100
+"""Photos of a load during which is searched."""
+_ROUNDS: Final = 5
+_BARE_THREADS: Final = 2
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    """Latency and throughput of searches, above and as a share of the networks alone.
+
+    What a round compares is measured in turns; ratios are medians of the rounds' own.
+    """
+    files = photo_files(bench.data / "val" / "images")
+    photos = [path.read_bytes() for path in files[: bench.scaled(_QUERIES, least=4)]]
+    count = bench.scaled(_OBJECTS, least=200)
+    networks, tensors = Networks(), ready_tensors(photos)
+    bench.log(f"search: writing {count:,} objects")
+    data_dir = bench.scratch / "search-data"
+    fill(data_dir, describe(tensors, networks), count)
+    with ExitStack() as stack:
+        service = stack.enter_context(bench.service("search", {"data_dir": str(data_dir)}))
+        searching = _Searching(bench, service, stack.enter_context(clients(photos)), networks)
+        for number in range(bench.scaled(_ROUNDS)):
+            bench.log(f"search: round {number + 1}")
+            folder = bench.scratch / f"search-load-{number}"
+            copy_photos(files[: bench.scaled(_LOADED, least=4)], folder)
+            searching.round(tensors, folder)
+    return {"objects": count, "photos": len(photos), **searching.report()}
+
+
+def rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What was measured, the figure, and what it is to be."""
+    shares = report["clients_cpu"]
+    return [
+        *(
+            (
+                f"search, {count} client{'s' if count != '1' else ''}: p50 / p95 / p99",
+                f"{each['p50_ms']:.1f} / {each['p95_ms']:.1f} / {each['p99_ms']:.1f} ms,"
+                f" {each['per_second']:.1f}/s, clients on {shares[count]:.2f} cores",
+                "",
+            )
+            for count, each in report["latency"].items()
+        ),
+        ("search above bare, p50", f"{report['overhead_ms_p50']:.1f} ms", "<= 8 ms"),
+        ("32 clients, share of bare", f"{report['share_of_bare_32']:.3f}", ">= 0.90"),
+        ("32 clients, p99 over p50", f"{report['p99_over_p50_32']:.2f}", "<= 4"),
+        (
+            "search during a load, p95 over a quiet one's",
+            f"{report['during_load_p95_over_quiet']:.2f}",
+            "<= 3",
+        ),
+        ("searches that failed", f"{report['errors']}", "0"),
+    ]
+
+
+def copy_photos(files: Sequence[Path], folder: Path) -> None:
+    """Photos that no collection has yet: the same in a folder of their own."""
+    folder.mkdir()
+    for path in files:
+        shutil.copy(path, folder)
+
+
+class _Searching:
+    """Rounds of searches, and what they came to."""
+
+    def __init__(
+        self, bench: Bench, service: Service, searching: Clients, networks: Networks
+    ) -> None:
+        self._scale = bench.scale
+        self._service = service
+        self._clients = searching
+        self._networks = networks
+        self._rounds: list[dict[str, float]] = []
+        self._seconds: dict[str, list[float]] = {}
+        self._errors = 0
+        searching.closed_loop(service.url, 2, _SECONDS * bench.scale)  # so that nobody is cold
+
+    def round(self, tensors: Sequence[PhotoTensors], folder: Path) -> None:
+        """Each measurement once; `folder` holds photos that are not loaded yet."""
+        found = self._one_client(tensors)
+        for count in _CLIENTS:
+            found |= self._many_clients(count, tensors)
+        found |= self._during_load(folder, found["p95_ms_1"])
+        self._rounds.append(found)
+
+    def report(self) -> dict[str, Any]:
+        """Latencies over all rounds, and medians of what the rounds came to."""
+        latest = medians(self._rounds)
+        spread = latest["spread"]
+        counts = ("1", *map(str, _CLIENTS))
+        return {
+            "latency": {
+                count: percentiles_ms(self._seconds[count])
+                | {"per_second": latest[f"per_second_{count}"]}
+                for count in counts
+            },
+            "clients_cpu": {count: latest[f"clients_cpu_{count}"] for count in counts},
+            **{key: latest[key] for key in _RATIOS},
+            "spread": {key: spread[key] for key in _RATIOS},
+            "rounds": latest["rounds"],
+            "during_load": percentiles_ms(self._seconds["load"]),
+            "bare_ms_p50": latest["bare_ms_p50"],
+            "bare_photos_per_second": latest["bare_photos_per_second"],
+            "stages_ms": {
+                key.removeprefix("stage_"): value
+                for key, value in latest.items()
+                if key.startswith("stage_")
+            },
+            "errors": self._errors,
+        }
+
+    def _one_client(self, tensors: Sequence[PhotoTensors]) -> dict[str, float]:
+        """In chunks of few photos, one client's searches and the networks alone in one thread."""
+        searched, bare, together = [], [], Answers()
+        before = self._stages()
+        for index in range(_CHUNKS):
+            start = (len(self._rounds) * _CHUNKS + index) * _CHUNK % len(tensors)
+            chunk = slice(start, start + _CHUNK)
+            answers = self._note("1", self._clients.search(self._service.url, chunk))
+            searched += answers.seconds
+            together.elapsed += answers.elapsed
+            together.cpu_seconds += answers.cpu_seconds
+            for photo in tensors[chunk]:
+                begin = perf_counter()
+                self._networks.run_once(photo)
+                bare.append(perf_counter() - begin)
+        stages = stages_ms(before, self._stages(), len(searched))
+        together.seconds = searched
+        return {
+            "overhead_ms_p50": percentile_ms(searched, 50) - percentile_ms(bare, 50),
+            "bare_ms_p50": percentile_ms(bare, 50),
+            "p95_ms_1": percentile_ms(searched, 95),
+            "per_second_1": together.per_second,
+            "clients_cpu_1": together.cpu_share,
+            **{f"stage_{stage}": value for stage, value in stages.items() if value},
+        }
+
+    def _many_clients(self, count: int, tensors: Sequence[PhotoTensors]) -> dict[str, float]:
+        seconds = _SECONDS * self._scale
+        answers = self._note(
+            str(count), self._clients.closed_loop(self._service.url, count, seconds)
+        )
+        found = {
+            f"per_second_{count}": answers.per_second,
+            f"clients_cpu_{count}": answers.cpu_share,
+        }
+        if count == _CLIENTS[-1]:
+            bare = photos_per_second(
+                [self._networks],
+                tensors,
+                threads=_BARE_THREADS,
+                detector_batch=1,
+                embedder_batch=None,
+                seconds=seconds,
+            )
+            found |= {
+                "bare_photos_per_second": bare,
+                f"share_of_bare_{count}": answers.per_second / bare,
+                f"p99_over_p50_{count}": percentile_ms(answers.seconds, 99)
+                / percentile_ms(answers.seconds, 50),
+            }
+        return found
+
+    def _during_load(self, folder: Path, quiet_p95_ms: float) -> dict[str, float]:
+        answers, _ = self._clients.during_load(self._service.url, folder)
+        self._note("load", answers)
+        return {"during_load_p95_over_quiet": percentile_ms(answers.seconds, 95) / quiet_p95_ms}
+
+    def _note(self, kind: str, answers: Answers) -> Answers:
+        self._seconds.setdefault(kind, []).extend(answers.seconds)
+        self._errors += answers.statuses.total() - answers.statuses[OK]
+        return answers
+
+    def _stages(self) -> dict[str, float]:
+        return stage_seconds(self._service.get("/metrics").text)
+
+
+_RATIOS: Final = (
+    "overhead_ms_p50",
+    f"share_of_bare_{_CLIENTS[-1]}",
+    f"p99_over_p50_{_CLIENTS[-1]}",
+    "during_load_p95_over_quiet",
+)

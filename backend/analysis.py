@@ -32,12 +32,31 @@ __all__ = ["WHOLE_IMAGE_LABEL", "AnalyzedPhoto", "PhotoAnalyzer"]
 WHOLE_IMAGE_LABEL: Final = "image"
 """Label of the object that a whole photo makes."""
 
+_SIDES_OF_A_CROP: Final = 8
+"""How many crops a photo's longer side holds at least where it is decoded at a reduced scale: of
+every object of an eighth of that side or more there are as many pixels as the embedder takes."""
 _REMOTE_PHOTOS: Final = 8
 """Detected on together by a server: of 100 million pixels each, they take 2.4 GB."""
 _MIN_REGION_SIDE: Final = 2
 """Pixels: less is a slip of the mouse."""
 _WHOLE_IMAGE_SCORE: Final = 1.0
 """That a photo shows itself is certain."""
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """Upright RGB pixels, uint8 [H, W, 3], and the size of the photo, of which they may be a
+    reduced copy."""
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+
+    def own(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Boxes [N, 4] xyxy, from pixels of the photo to these."""
+        height, width = self.pixels.shape[:2]
+        scale = np.array([width / self.width, height / self.height] * 2, np.float32)
+        return boxes * scale
 
 
 @dataclass(frozen=True)
@@ -145,8 +164,7 @@ class PhotoAnalyzer:
             objects, crops = await loop.run_in_executor(
                 self._threads, self._cut, photo, candidates, placement
             )
-        height, width = photo.shape[:2]
-        return width, height, objects, crops, phash
+        return photo.width, photo.height, objects, crops, phash
 
     async def embed_objects(self, data: bytes, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Embeddings, float32 [N, D], of objects of an encoded photo that are known already.
@@ -184,7 +202,7 @@ class PhotoAnalyzer:
         return await self.embed_objects(data, boxes)
 
     def _cut_known(self, data: bytes, boxes: NDArray[np.float32]) -> NDArray[np.uint8]:
-        return self._crop(decode(data, max_pixels=self._max_pixels), boxes)
+        return self._crop(self._decode(data), boxes)
 
     async def hash_photo(self, data: bytes) -> int | None:
         """The perceptual hash of an encoded photo, where it has one.
@@ -196,7 +214,8 @@ class PhotoAnalyzer:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._hash, data)
 
     def _hash(self, data: bytes) -> int | None:
-        return perceptual_hash(decode(data, max_pixels=self._max_pixels))
+        *_, phash = self._prepare(data)
+        return phash
 
     def check_collection(self, collection: Collection) -> None:
         """Refuses a collection whose vectors come from another embedder than the one in use.
@@ -217,14 +236,25 @@ class PhotoAnalyzer:
             " as it was"
         )
 
-    def _prepare(
-        self, data: bytes
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Letterbox, int | None]:
-        photo = decode(data, max_pixels=self._max_pixels)
-        return photo, *letterbox(photo, self.detector.size), perceptual_hash(photo)
+    def _decode(self, data: bytes) -> _Photo:
+        header = read_header(data)
+        pixels = decode(
+            data,
+            max_pixels=self._max_pixels,
+            longer_side=max(self.detector.size, _SIDES_OF_A_CROP * self.embedder.size),
+            header=header,
+        )
+        return _Photo(pixels, header.width, header.height)
+
+    def _prepare(self, data: bytes) -> tuple[_Photo, NDArray[np.uint8], Letterbox, int | None]:
+        photo = self._decode(data)
+        square, placement = letterbox(
+            photo.pixels, self.detector.size, full_size=(photo.width, photo.height)
+        )
+        return photo, square, placement, perceptual_hash(placement.photo_of(square))
 
     def _cut(
-        self, photo: NDArray[np.uint8], candidates: Candidates, placement: Letterbox
+        self, photo: _Photo, candidates: Candidates, placement: Letterbox
     ) -> tuple[list[NewObject], NDArray[np.uint8]]:
         found = select_detections(
             candidates.boxes,
@@ -242,16 +272,15 @@ class PhotoAnalyzer:
         ]
         boxes = found.boxes
         if self._whole_image == "always" or (self._whole_image == "fallback" and not objects):
-            height, width = photo.shape[:2]
-            whole = (0.0, 0.0, float(width), float(height))
+            whole = (0.0, 0.0, float(photo.width), float(photo.height))
             objects.append(NewObject(WHOLE_IMAGE_LABEL, _WHOLE_IMAGE_SCORE, whole))
             boxes = np.vstack([boxes, np.array([whole], np.float32)])
         return objects, self._crop(photo, boxes)
 
-    def _crop(self, photo: NDArray[np.uint8], boxes: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def _crop(self, photo: _Photo, boxes: NDArray[np.float32]) -> NDArray[np.uint8]:
         return crop_objects(
-            photo,
-            boxes,
+            photo.pixels,
+            photo.own(boxes),
             self.embedder.size,
             geometry=self.embedder.crop_geometry,
             margin=self.embedder.crop_margin,

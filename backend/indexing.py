@@ -5,6 +5,7 @@ recorded and counted; an engine that is away is waited for, and the load goes on
 """
 
 import asyncio
+import contextlib
 import hashlib
 import math
 import os
@@ -60,6 +61,8 @@ _LOOKUP_CHUNK: Final = 500
 """Photos whose rows are looked up with one query."""
 _COMMIT_PHOTOS: Final = 64
 """Photos of one commit at most: it costs two disk syncs however many there are."""
+_COMMIT_SECONDS: Final = 0.25
+"""That the first photo of a commit waits at most for others to come."""
 _FILE_THREADS: Final = 4
 """Threads that read and hash files: enough to keep one disk busy."""
 _FAILURES_KEPT: Final = 1000
@@ -467,7 +470,8 @@ class Indexer:
     async def _index(self, load: Load) -> None:
         concurrency = self._settings.load_concurrency
         found: asyncio.Queue[tuple[FoundPhoto, Image | None] | None] = asyncio.Queue(concurrency)
-        ready: asyncio.Queue[PreparedPhoto | TouchedImage | None] = asyncio.Queue(concurrency)
+        # As many as a commit takes: while one is made, the photos of the next go on.
+        ready: asyncio.Queue[PreparedPhoto | TouchedImage | None] = asyncio.Queue(_COMMIT_PHOTOS)
 
         async def feed() -> None:
             for start in range(0, len(load.photos), _LOOKUP_CHUNK):
@@ -495,9 +499,12 @@ class Indexer:
             working = concurrency
             while working:
                 batch = [await ready.get()]
-                while len(batch) < _COMMIT_PHOTOS and not ready.empty():
-                    batch.append(ready.get_nowait())
                 working -= batch.count(None)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_COMMIT_SECONDS):
+                        while working and len(batch) < _COMMIT_PHOTOS:
+                            batch.append(await ready.get())
+                            working -= batch[-1] is None
                 await self._write_batch(load, [item for item in batch if item is not None])
 
         async with asyncio.TaskGroup() as group:

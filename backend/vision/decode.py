@@ -133,7 +133,13 @@ def _orientation(image: Image.Image) -> int:
     return orientation if 1 <= orientation <= 8 else 1
 
 
-def decode(data: bytes, *, max_pixels: int, longer_side: int | None = None) -> NDArray[np.uint8]:
+def decode(
+    data: bytes,
+    *,
+    max_pixels: int,
+    longer_side: int | None = None,
+    header: Header | None = None,
+) -> NDArray[np.uint8]:
     """Upright RGB pixels, uint8 [H, W, 3], of the first frame of an encoded photo.
 
     16-bit samples are brought down to 8 bits, transparency is laid over white, palettes and CMYK
@@ -144,13 +150,15 @@ def decode(data: bytes, *, max_pixels: int, longer_side: int | None = None) -> N
         max_pixels: that it may have.
         longer_side: where so many pixels are enough for it, a JPEG is decoded at a half, a quarter
             or an eighth of its scale, which is faster; never at less than that.
+        header: what `read_header` says of it, where that is known.
 
     Raises:
         InvalidImage: no image, or a damaged or truncated one.
         UnsupportedFormat: an image of another format.
         TooLarge: more than `max_pixels` pixels.
     """
-    header = read_header(data)
+    if header is None:
+        header = read_header(data)
     if header.width * header.height > max_pixels:
         raise TooLarge(
             f"the photo has {header.width} x {header.height} pixels,"

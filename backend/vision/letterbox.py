@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Final
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from backend.vision.resize import resize_into
 
 __all__ = ["PADDING", "Letterbox", "letterbox"]
 
@@ -24,6 +25,12 @@ class Letterbox:
     left: int
     top: int
 
+    def photo_of(self, square: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """What the square, uint8 [S, S, 3], shows of the photo: all but the grey. A view."""
+        width = round(self.photo_width * self.scale_x)
+        height = round(self.photo_height * self.scale_y)
+        return square[self.top : self.top + height, self.left : self.left + width]
+
     def to_photo(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Boxes [N, 4] xyxy, from pixels of the square to pixels of the photo, clipped to it."""
         offset = np.array([self.left, self.top] * 2, np.float32)
@@ -33,28 +40,26 @@ class Letterbox:
         return clipped
 
 
-def letterbox(photo: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], Letterbox]:
+def letterbox(
+    photo: NDArray[np.uint8], size: int, *, full_size: tuple[int, int] | None = None
+) -> tuple[NDArray[np.uint8], Letterbox]:
     """The photo, its aspect ratio kept, in the middle of a grey square.
 
     Args:
         photo: RGB uint8 [H, W, 3].
         size: the square's side in pixels.
+        full_size: width and height of the photo itself, where `photo` is a reduced copy of it.
 
     Returns:
         The square, RGB uint8 [size, size, 3], and where the photo lies in it.
     """
-    height, width = photo.shape[:2]
+    width, height = full_size or (photo.shape[1], photo.shape[0])
     scale = size / max(width, height)
     # A sliver of a photo still fills one row or column.
     fitted_width, fitted_height = max(1, round(width * scale)), max(1, round(height * scale))
     left, top = (size - fitted_width) // 2, (size - fitted_height) // 2
     square = np.full((size, size, 3), PADDING, np.uint8)
-    cv2.resize(
-        photo,
-        (fitted_width, fitted_height),
-        dst=square[top : top + fitted_height, left : left + fitted_width],
-        interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR,
-    )
+    resize_into(square[top : top + fitted_height, left : left + fitted_width], photo)
     return square, Letterbox(
         photo_width=width,
         photo_height=height,

@@ -41,15 +41,17 @@ def perceptual_hash(photo: NDArray[np.uint8]) -> int | None:
     """64 bits that a photo shares, nearly all, with its resized or recompressed copies.
 
     Args:
-        photo: RGB uint8 [H, W, 3], upright.
+        photo: RGB uint8 [H, W, 3], upright; a reduced copy of some 256 pixels does as well.
 
     Returns:
         The bits as a signed integer, as databases keep it. None for a photo of one plain colour:
         its bits would say nothing, and be the same for all such photos.
     """
-    sampled = cv2.resize(photo, (_SAMPLED, _SAMPLED), interpolation=cv2.INTER_LINEAR)
-    small = cv2.resize(sampled, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-    brightness = cv2.cvtColor(small.astype(np.float32), cv2.COLOR_RGB2GRAY)
+    if max(photo.shape) > _SAMPLED:
+        sampled = cv2.resize(photo, (_SAMPLED, _SAMPLED), interpolation=cv2.INTER_LINEAR)
+        photo = np.asarray(sampled, np.uint8)
+    grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    brightness = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     if brightness.std() < _MIN_CONTRAST:
         return None
     lowest = cv2.dct(brightness)[:_FREQUENCIES, :_FREQUENCIES].ravel()

@@ -44,9 +44,9 @@ def make_thumbnail(data: bytes, size: int, media_type: MediaType, *, max_pixels:
     Raises:
         InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`.
     """
-    pixels = decode(data, max_pixels=max_pixels, longer_side=size)
-    # Of the photo itself: the sides of one that was decoded at a reduced scale are rounded.
+    # The sides are the photo's own: those of one that is decoded at a reduced scale are rounded.
     header = read_header(data)
+    pixels = decode(data, max_pixels=max_pixels, longer_side=size, header=header)
     scale = size / max(header.width, header.height)
     if scale < 1:
         reduced = (max(1, round(header.width * scale)), max(1, round(header.height * scale)))

@@ -1,13 +1,17 @@
 """What every part of the benchmark of speed is given, and the service that it measures."""
 
+import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from tests.service import Service, as_flags, start
 
-__all__ = ["Bench", "photo_files"]
+__all__ = ["Bench", "copies_of", "cpu_seconds", "load_seconds", "photo_files", "spread"]
 
 
 @dataclass(frozen=True)
@@ -59,3 +63,32 @@ def photo_files(folder: Path) -> list[Path]:
     if not files:
         raise SystemExit(f"{folder} holds no JPEG files")
     return files
+
+
+def copies_of(files: Sequence[Path], folder: Path, photos: int) -> Path:
+    """Fills a new folder with so many photos: the files again and again, under other names."""
+    folder.mkdir(parents=True)
+    for number in range(photos):
+        shutil.copyfile(files[number % len(files)], folder / f"photo {number:06d}.jpg")
+    return folder
+
+
+def load_seconds(service: Service, folder: Path, table: str) -> float:
+    """How long the service takes to load a folder into a collection, which is then dropped."""
+    start_time = time.perf_counter()
+    answer = service.post("/img/load", json={"File": str(folder), "Table": table})
+    seconds = time.perf_counter() - start_time
+    answer.raise_for_status()
+    service.post("/img/drop", params={"table_name": table}).raise_for_status()
+    return seconds
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """Processor time of a process and of the processes that it has started."""
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
+
+
+def spread(values: Sequence[float]) -> list[float]:
+    """The least and the greatest."""
+    return [min(values), max(values)]

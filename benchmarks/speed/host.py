@@ -1,0 +1,68 @@
+"""A photo's cost besides the networks, which bounds a machine with a GPU.
+
+The models are replaced by ones that answer at once; the service is the same in every line. Its
+processor time a photo stands beside that of one full-size decode of the same files, which is the
+least that anyone has to spend.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import psutil
+
+from benchmarks.speed.bench import Bench, copies_of, cpu_seconds, load_seconds, photo_files, spread
+from benchmarks.speed.instant import write_instant_models
+
+__all__ = ["measure"]
+
+_PHOTOS: Final = 2000
+_OBJECTS: Final = 2
+"""That the models find in a photo: as the small pair does, to the nearest whole one."""
+_ROUNDS: Final = 5
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    """Processor milliseconds a photo and photos a second, with models that answer at once."""
+    files = photo_files(bench.data / "photos" / "images")
+    models = bench.scratch / "instant models"
+    write_instant_models(models, objects=_OBJECTS)
+    photos = bench.scaled(_PHOTOS, least=20)
+    folder = copies_of(files, bench.scratch / "host photos", photos)
+    contents = [path.read_bytes() for path in files]
+    bench.log(f"host: {photos} photos, networks that answer at once")
+    wall, cpu, decode = [], [], []
+    with bench.service("host", {"model_repository": str(models)}) as service:
+        process = psutil.Process(service.process.pid)
+        for number in range(bench.scaled(_ROUNDS, least=2)):
+            decode.append(_decode_seconds(contents))
+            before = cpu_seconds(process)
+            wall.append(load_seconds(service, folder, f"round_{number}") / photos)
+            cpu.append((cpu_seconds(process) - before) / photos)
+    ratios = [mine / one for mine, one in zip(cpu, decode, strict=True)]
+    cores = os.cpu_count() or 1
+    return {
+        "photos": photos,
+        "objects_a_photo": _OBJECTS,
+        "photos_per_second": 1 / statistics.median(wall),
+        "cpu_ms": statistics.median(cpu) * 1000,
+        "decode_ms": statistics.median(decode) * 1000,
+        "cpu_per_decode": statistics.median(ratios),
+        "cpu_per_decode_spread": spread(ratios),
+        # Of what the cores would do, were they kept busy with just that.
+        "share_of_cores": statistics.median(
+            mine / (elapsed * cores) for mine, elapsed in zip(cpu, wall, strict=True)
+        ),
+    }
+
+
+def _decode_seconds(contents: Sequence[bytes]) -> float:
+    """Processor time of one full-size decode, the mean of the photos."""
+    start = time.process_time()
+    for content in contents:
+        cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    return (time.process_time() - start) / len(contents)

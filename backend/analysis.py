@@ -2,21 +2,25 @@
 
 The one path that every photo takes, whether it is indexed or searched for: equal bytes therefore
 get equal vectors. Decoding, letterboxing and cropping run in threads, never on the event loop.
+
+Models that run in the process have a photo go the whole way in one thread, without a step aside
+between its stages: on each core a photo. Models of a server have many photos under way, so that
+their requests meet and make batches.
 """
 
 import asyncio
 import math
 import os
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, Literal
+from functools import partial
+from typing import Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.deadlines import acquire
+from backend.deadlines import acquire, before_deadline
 from backend.errors import EmbedderMismatch, EngineUnavailable, InvalidInput
 from backend.metrics import Metrics
 from backend.serving.models import Candidates, Detector, Embedder
@@ -26,8 +30,11 @@ from backend.vision.decode import decode, read_header
 from backend.vision.detections import select_detections
 from backend.vision.letterbox import Letterbox, letterbox
 from backend.vision.perceptual_hash import perceptual_hash
+from backend.workers import Workers
 
 __all__ = ["WHOLE_IMAGE_LABEL", "AnalyzedPhoto", "PhotoAnalyzer"]
+
+_T = TypeVar("_T")
 
 WHOLE_IMAGE_LABEL: Final = "image"
 """Label of the object that a whole photo makes."""
@@ -74,6 +81,10 @@ class AnalyzedPhoto:
     phash: int | None
 
 
+_Found: TypeAlias = tuple[int, int, list[NewObject], NDArray[np.uint8], int | None]
+"""Width, height, objects, crops and hash; a large photo's pixels do not outlive it."""
+
+
 class PhotoAnalyzer:
     """Runs the detector and the embedder on photos; many calls may be in flight together.
 
@@ -90,21 +101,19 @@ class PhotoAnalyzer:
         engine_name: str,
         whole_image: Literal["fallback", "always", "never"],
         max_pixels: int,
-        remote: bool = False,
+        workers: Workers | None = None,
     ) -> None:
-        """`remote`: the models run elsewhere, where requests in flight together make batches."""
+        """`workers`: the threads that run the models; None where they run elsewhere."""
         self.engine_name = engine_name
         self.detector = detector
         self.embedder = embedder
         self._figures = figures
         self._whole_image = whole_image
         self._max_pixels = max_pixels
-        # OpenCV drops the GIL: a thread a core keeps every core busy.
-        cores = os.cpu_count() or 1
-        self._threads = ThreadPoolExecutor(cores, thread_name_prefix="vision")
-        # Photos whose pixels are in memory: one for each core, and one more to be ready next; for
-        # a server, as many as fill a batch without filling the memory.
-        self._decoded = asyncio.Semaphore(max(cores + 1, _REMOTE_PHOTOS if remote else 0))
+        self._is_local = workers is not None
+        self._workers = workers or Workers("vision")
+        self._decoded = asyncio.Semaphore(max((os.cpu_count() or 1) + 1, _REMOTE_PHOTOS))
+        """Photos whose pixels may wait for a server's answer."""
 
     async def analyze(self, data: bytes) -> AnalyzedPhoto:
         """Objects and embeddings of an encoded photo.
@@ -113,9 +122,10 @@ class PhotoAnalyzer:
             InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`.
             EngineUnavailable: the models do not answer, or not before the deadline.
         """
+        if self._is_local:
+            return await self._in_turn(self._analyze_here, data)
         async with self._place():
-            with self._figures.photo_analyzing():
-                width, height, objects, crops, phash = await self._find_objects(data)
+            width, height, objects, crops, phash = await self._find_objects(data)
         self._figures.batch("embed", len(crops))
         with self._figures.photo_analyzing(), self._figures.stage("embed"):
             embeddings = await self.embedder.embed(crops)
@@ -127,10 +137,53 @@ class PhotoAnalyzer:
         Raises:
             as `analyze`.
         """
-        async with self._place():
-            with self._figures.photo_analyzing():
+        if self._is_local:
+            width, height, objects, *_ = await self._in_turn(self._find_objects_here, data)
+        else:
+            async with self._place():
                 width, height, objects, *_ = await self._find_objects(data)
         return width, height, objects
+
+    def _analyze_here(self, data: bytes) -> AnalyzedPhoto:
+        width, height, objects, crops, phash = self._find_objects_here(data)
+        self._figures.batch("embed", len(crops))
+        with self._figures.stage("embed"):
+            embeddings = self.embedder.embed_here(crops)
+        return AnalyzedPhoto(width, height, objects, embeddings, phash)
+
+    def _find_objects_here(self, data: bytes) -> _Found:
+        with self._figures.stage("decode"):
+            photo, square, placement, phash = self._prepare(data)
+        with self._figures.stage("detect"):
+            [candidates] = self.detector.detect_here(square[np.newaxis])
+        with self._figures.stage("cut"):
+            objects, crops = self._cut(photo, candidates, placement)
+        return photo.width, photo.height, objects, crops, phash
+
+    async def _find_objects(self, data: bytes) -> _Found:
+        with self._figures.photo_analyzing():
+            with self._figures.stage("decode"):
+                photo, square, placement, phash = await self._workers.run(self._prepare, data)
+            with self._figures.stage("detect"):
+                [candidates] = await self.detector.detect(square[np.newaxis])
+            with self._figures.stage("cut"):
+                objects, crops = await self._workers.run(self._cut, photo, candidates, placement)
+        return photo.width, photo.height, objects, crops, phash
+
+    async def _in_turn(self, function: Callable[[bytes], _T], data: bytes) -> _T:
+        """Has one of the workers do a photo, before the deadline."""
+        with self._figures.photo_waiting() as begins:
+
+            def work() -> _T:
+                begins()
+                with self._figures.photo_analyzing():
+                    return function(data)
+
+            try:
+                async with before_deadline():
+                    return await self._workers.run(work)
+            except TimeoutError:
+                raise self._busy() from None
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
@@ -139,32 +192,18 @@ class PhotoAnalyzer:
             try:
                 await acquire(self._decoded)
             except TimeoutError:
-                raise EngineUnavailable(
-                    self.engine_name,
-                    f"{self.engine_name} has more photos to work on than it can at the moment: try"
-                    " again later",
-                ) from None
+                raise self._busy() from None
         try:
             yield
         finally:
             self._decoded.release()
 
-    async def _find_objects(
-        self, data: bytes
-    ) -> tuple[int, int, list[NewObject], NDArray[np.uint8], int | None]:
-        """Width, height, objects, crops and hash; a large photo's pixels do not outlive it."""
-        loop = asyncio.get_running_loop()
-        with self._figures.stage("decode"):
-            photo, square, placement, phash = await loop.run_in_executor(
-                self._threads, self._prepare, data
-            )
-        with self._figures.stage("detect"):
-            [candidates] = await self.detector.detect(square[np.newaxis])
-        with self._figures.stage("cut"):
-            objects, crops = await loop.run_in_executor(
-                self._threads, self._cut, photo, candidates, placement
-            )
-        return photo.width, photo.height, objects, crops, phash
+    def _busy(self) -> EngineUnavailable:
+        return EngineUnavailable(
+            self.engine_name,
+            f"{self.engine_name} has more photos to work on than it can at the moment: try again"
+            " later",
+        )
 
     async def embed_objects(self, data: bytes, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Embeddings, float32 [N, D], of objects of an encoded photo that are known already.
@@ -175,13 +214,19 @@ class PhotoAnalyzer:
         Raises:
             as `analyze`.
         """
+        if self._is_local:
+            return await self._in_turn(partial(self._embed_objects_here, boxes=boxes), data)
         async with self._place():
             with self._figures.stage("decode"):
-                crops = await asyncio.get_running_loop().run_in_executor(
-                    self._threads, self._cut_known, data, boxes
-                )
+                crops = await self._workers.run(self._cut_known, data, boxes)
         with self._figures.stage("embed"):
             return await self.embedder.embed(crops)
+
+    def _embed_objects_here(self, data: bytes, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        with self._figures.stage("decode"):
+            crops = self._cut_known(data, boxes)
+        with self._figures.stage("embed"):
+            return self.embedder.embed_here(crops)
 
     async def embed_region(
         self, data: bytes, box: tuple[float, float, float, float]
@@ -196,9 +241,7 @@ class PhotoAnalyzer:
             InvalidInput: the frame is none, or holds less than 2 x 2 pixels of the photo.
             EngineUnavailable, and of a bad photo: as `analyze`.
         """
-        boxes = await asyncio.get_running_loop().run_in_executor(
-            self._threads, _clip_region, data, box
-        )
+        boxes = await asyncio.to_thread(_clip_region, data, box)
         return await self.embed_objects(data, boxes)
 
     def _cut_known(self, data: bytes, boxes: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -210,8 +253,7 @@ class PhotoAnalyzer:
         Raises:
             InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`.
         """
-        async with self._decoded:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._hash, data)
+        return await self._workers.run(self._hash, data)
 
     def _hash(self, data: bytes) -> int | None:
         *_, phash = self._prepare(data)
@@ -287,8 +329,9 @@ class PhotoAnalyzer:
         )
 
     async def close(self) -> None:
-        """Ends the threads."""
-        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        """Ends the threads that are its own."""
+        if not self._is_local:
+            await self._workers.close()
 
 
 def _clip_region(data: bytes, box: tuple[float, float, float, float]) -> NDArray[np.float32]:

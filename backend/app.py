@@ -172,7 +172,7 @@ async def _open_models(
             engine_name=models.engine_name,
             whole_image=settings.whole_image,
             max_pixels=settings.max_pixels,
-            remote=settings.triton_url is not None,
+            workers=models.workers if isinstance(models, OnnxServer) else None,
         )
         attempt.push_async_callback(analyzer.close)
         _check_dimension(settings, analyzer.embedder)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["acquire", "deadline", "time_left"]
+__all__ = ["acquire", "before_deadline", "deadline", "has_deadline", "time_left"]
 
 _end: ContextVar[float] = ContextVar("end", default=math.inf)
 """On the event loop's clock; tasks inherit it, unless they are made with a context of their own."""
@@ -41,12 +41,21 @@ def time_left(limit: float) -> float:
     return max(0.0, min(limit, end - asyncio.get_running_loop().time()))
 
 
+def has_deadline() -> bool:
+    """Whether this is done for a request, which somebody waits for."""
+    return _end.get() != math.inf
+
+
+def before_deadline() -> asyncio.Timeout:
+    """A timeout at the deadline, where there is one."""
+    return asyncio.timeout(time_left(math.inf) if has_deadline() else None)
+
+
 async def acquire(lock: asyncio.Lock | asyncio.Semaphore) -> None:
     """Acquires a lock before the deadline.
 
     Raises:
         TimeoutError: those before it have kept it for longer.
     """
-    left = time_left(math.inf)
-    async with asyncio.timeout(None if left == math.inf else left):
+    async with before_deadline():
         await lock.acquire()

@@ -4,8 +4,9 @@ Whoever measures gets the application's `Metrics`; nothing is kept outside of it
 applications in one process do not count into each other's figures.
 """
 
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -173,10 +174,19 @@ class Metrics:
                 times[stage] = times.get(stage, 0.0) + seconds
 
     @contextmanager
-    def photo_waiting(self) -> Iterator[None]:
-        """A photo waits inside for its analysis."""
-        with _counted(self._waiting):
-            yield
+    def photo_waiting(self) -> Iterator[Callable[[], None]]:
+        """A photo waits inside for its analysis, until the call that this gives, in any thread."""
+        waits = threading.Lock()  # that is acquired once, by whoever comes first
+        self._waiting.inc()
+
+        def begin() -> None:
+            if waits.acquire(blocking=False):
+                self._waiting.dec()
+
+        try:
+            yield begin
+        finally:
+            begin()
 
     @contextmanager
     def photo_analyzing(self) -> Iterator[None]:

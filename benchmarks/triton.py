@@ -216,7 +216,7 @@ async def _analyzer(server: ModelServer) -> AsyncIterator[PhotoAnalyzer]:
         engine_name=server.engine_name,
         whole_image="fallback",
         max_pixels=_MAX_PIXELS,
-        remote=isinstance(server, TritonServer),
+        workers=server.workers if isinstance(server, OnnxServer) else None,
     )
     try:
         yield analyzer

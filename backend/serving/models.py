@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, get_args
+from typing import Any, Final, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from google.protobuf import text_format
@@ -23,6 +23,7 @@ __all__ = [
     "CropGeometry",
     "Detector",
     "Embedder",
+    "LocalModel",
     "Model",
     "ModelServer",
     "ModelSpec",
@@ -78,6 +79,15 @@ class Model(Protocol):
 
     async def infer(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """The outputs by name for one input batch [N, …]; N may exceed `max_batch_size`."""
+        ...
+
+
+@runtime_checkable
+class LocalModel(Model, Protocol):
+    """A loaded model that runs in the process."""
+
+    def run(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """As `infer`, in the calling thread: for one of the workers."""
         ...
 
 
@@ -178,7 +188,13 @@ class Detector:
 
     async def detect(self, images: NDArray[np.uint8]) -> list[Candidates]:
         """Candidates of each letterboxed image, RGB uint8 [N, size, size, 3]."""
-        outputs = await self._model.infer(images)
+        return self._candidates(await self._model.infer(images))
+
+    def detect_here(self, images: NDArray[np.uint8]) -> list[Candidates]:
+        """As `detect`, in the calling thread, of a model that runs in the process."""
+        return self._candidates(_local(self._model).run(images))
+
+    def _candidates(self, outputs: Mapping[str, NDArray[Any]]) -> list[Candidates]:
         unnamed = outputs["labels"].max(initial=0)
         if unnamed >= len(self.labels):
             raise ServiceError(
@@ -224,6 +240,18 @@ class Embedder:
             return np.empty((0, self.dimension), np.float32)
         outputs = await self._model.infer(crops)
         return outputs["embeddings"]
+
+    def embed_here(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """As `embed`, in the calling thread, of a model that runs in the process."""
+        if not len(crops):
+            return np.empty((0, self.dimension), np.float32)
+        outputs = _local(self._model).run(crops)
+        return outputs["embeddings"]
+
+
+def _local(model: Model) -> LocalModel:
+    assert isinstance(model, LocalModel)
+    return model
 
 
 def _square_input(spec: ModelSpec, name: str) -> int:

@@ -2,8 +2,7 @@
 
 import asyncio
 import hashlib
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from backend.errors import ConfigurationError
 from backend.serving.models import SHA256_PARAMETER, ModelSpec, TensorSpec, read_spec
+from backend.workers import Workers
 
 __all__ = ["OnnxServer"]
 
@@ -24,18 +24,20 @@ class OnnxServer:
 
     A request runs on one thread and requests run side by side: for a stream of photos that beats
     splitting each request over the cores, and it leaves no thread of ONNX Runtime's own behind.
+
+    Attributes:
+        workers: the threads.
     """
 
     engine_name = "ONNX Runtime"
 
     def __init__(self, repository: Path) -> None:
         self._repository = repository
-        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="onnx")
+        self.workers = Workers("onnx")
 
     async def load(self, name: str) -> "OnnxModel":
         """See `ModelServer.load`."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._load, name)
+        return await self.workers.run(self._load, name)
 
     def _load(self, name: str) -> "OnnxModel":
         folder = self._repository / name
@@ -69,44 +71,46 @@ class OnnxServer:
         except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
             raise ConfigurationError(f"model {name!r}: {path} does not load: {error}") from None
         _check(spec, session)
-        return OnnxModel(spec, session, self._threads)
+        return OnnxModel(spec, session, self.workers)
 
     async def close(self) -> None:
         """See `ModelServer.close`; waits for the requests that are running."""
-        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        await self.workers.close()
 
 
 class OnnxModel:
-    """One session. See `Model`."""
+    """One session. See `LocalModel`."""
 
-    def __init__(
-        self, spec: ModelSpec, session: ort.InferenceSession, threads: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, spec: ModelSpec, session: ort.InferenceSession, workers: Workers) -> None:
         self.spec = spec
         self._session = session
-        self._threads = threads
+        self._workers = workers
         self._input = spec.inputs[0].name
         self._outputs = [tensor.name for tensor in spec.outputs]
 
     async def infer(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """See `Model.infer`."""
-        loop = asyncio.get_running_loop()
+        parts = await asyncio.gather(
+            *(self._workers.run(self._run, part) for part in self._split(batch))
+        )
+        return self._joined(parts)
+
+    def run(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """See `LocalModel.run`."""
+        return self._joined([self._run(part) for part in self._split(batch)])
+
+    def _split(self, batch: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
         # max_batch_size 0 is Triton's word for a model without a batch dimension of its own.
         step = max(1, self.spec.max_batch_size)
-        parts = await asyncio.gather(
-            *(
-                loop.run_in_executor(self._threads, self._run, batch[start : start + step])
-                for start in range(0, len(batch), step)
-            )
-        )
-        return {
-            name: np.concatenate([part[index] for part in parts])
-            for index, name in enumerate(self._outputs)
-        }
+        return [batch[start : start + step] for start in range(0, len(batch), step)]
 
     def _run(self, batch: NDArray[np.uint8]) -> list[NDArray[Any]]:
         outputs: list[NDArray[Any]] = self._session.run(self._outputs, {self._input: batch})
         return outputs
+
+    def _joined(self, parts: Sequence[list[NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+        arrays = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+        return dict(zip(self._outputs, arrays, strict=True))
 
 
 def _check(spec: ModelSpec, session: ort.InferenceSession) -> None:

@@ -46,10 +46,11 @@ def select_detections(
         score_threshold: candidates below it are dropped.
         nms_threshold: of two boxes of one label whose IoU is above it, the better one stays.
     """
-    boxes = placement.to_photo(boxes)
+    likely = scores >= score_threshold
+    boxes, scores, labels = placement.to_photo(boxes[likely]), scores[likely], labels[likely]
     size = boxes[:, 2:] - boxes[:, :2]
     # What lies wholly on the padding is left without an area once it is clipped to the photo.
-    kept = np.flatnonzero((scores >= score_threshold) & (size > 0).all(axis=1))
+    kept = (size > 0).all(axis=1)
     boxes, scores, labels, size = boxes[kept], scores[kept], labels[kept], size[kept]
     if len(scores):
         chosen = cv2.dnn.NMSBoxesBatched(

@@ -21,7 +21,7 @@ def resize_into(target: NDArray[np.uint8], photo: NDArray[np.uint8]) -> None:
             on both ends: less than half of one of the target's pixels on each.
     """
     height, width = target.shape[:2]
-    down, across = (max(1, large // small) for large, small in zip(photo.shape, (height, width)))
+    down, across = max(1, photo.shape[0] // height), max(1, photo.shape[1] // width)
     if down > 1 or across > 1:
         rows, columns = photo.shape[0] // down, photo.shape[1] // across
         top, left = (photo.shape[0] - rows * down) // 2, (photo.shape[1] - columns * across) // 2

@@ -37,9 +37,8 @@ def measure(bench: Bench) -> dict[str, Any]:
     sizes = {name: bench.scaled(count, least=20) for name, count in _SIZES.items()}
     objects = describe(ready_tensors(queries), Networks())
     folders = {name: bench.scratch / f"growth-data-{name}" for name in sizes}
-    for name, count in sizes.items():
-        bench.log(f"growth: writing {count:,} objects")
-        fill(folders[name], objects, count)
+    bench.log(f"growth: writing {sum(sizes.values()):,} objects")
+    fill(objects, {folders[name]: count for name, count in sizes.items()})
     with ExitStack() as stack:
         growth = _Growth(
             {

@@ -22,7 +22,7 @@ from benchmarks.speed.rounds import medians, percentile_ms
 from benchmarks.speed.searching import copy_photos
 from tests.service import REPOSITORY
 
-__all__ = ["measure", "rows"]
+__all__ = ["measure", "rows", "serve_original"]
 
 _PHOTOS: Final = 40
 """Of a load."""
@@ -61,7 +61,7 @@ def measure(bench: Bench) -> dict[str, Any]:
 
     with ExitStack() as stack:
         ours = stack.enter_context(bench.service("original-ours")).url
-        theirs = stack.enter_context(_theirs(bench.scratch / "original-theirs"))
+        theirs = stack.enter_context(serve_original(bench.scratch / "original-theirs"))
         searching = stack.enter_context(clients(queries))
         folders = iter(range(1_000_000))
 
@@ -138,7 +138,7 @@ def _load(url: str, folder: Path) -> float:
 
 
 @contextmanager
-def _theirs(folder: Path) -> Iterator[str]:
+def serve_original(folder: Path) -> Iterator[str]:
     """The address of a service of the original way, whose data is in a new folder."""
     folder.mkdir()
     words = (sys.executable, "-W", "ignore", "-m", "benchmarks.speed.original_service", str(folder))

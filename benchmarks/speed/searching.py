@@ -15,7 +15,7 @@ from benchmarks.speed.networks import Networks, PhotoTensors, photos_per_second,
 from benchmarks.speed.rounds import medians, percentile_ms, stage_seconds, stages_ms
 from tests.service import Service
 
-__all__ = ["measure", "rows"]
+__all__ = ["copy_photos", "measure", "rows"]
 
 _OBJECTS: Final = 40_000
 _QUERIES: Final = 100
@@ -42,7 +42,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     networks, tensors = Networks(), ready_tensors(photos)
     bench.log(f"search: writing {count:,} objects")
     data_dir = bench.scratch / "search-data"
-    fill(data_dir, describe(tensors, networks), count)
+    fill(describe(tensors, networks), {data_dir: count})
     with ExitStack() as stack:
         service = stack.enter_context(bench.service("search", {"data_dir": str(data_dir)}))
         searching = _Searching(bench, service, stack.enter_context(clients(photos)), networks)

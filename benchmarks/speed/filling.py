@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import multiprocessing
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -35,22 +35,23 @@ def describe(tensors: Sequence[PhotoTensors], networks: Networks) -> DescribedOb
     return DescribedObjects((_LABEL,) * len(photos), photos, np.concatenate(vectors))
 
 
-def fill(data_dir: Path, objects: DescribedObjects, count: int) -> None:
-    """Makes a service's data folder whose default collection holds `count` objects.
+def fill(objects: DescribedObjects, counts: Mapping[Path, int]) -> None:
+    """Makes services' data folders whose default collections hold so many objects.
 
     They are noisy copies of real ones, so that they lie in clusters as real ones do, in photos of
     as many objects; no such photo has a file.
     """
     context = multiprocessing.get_context("spawn")  # what it opens and needs ends with it
     with ProcessPoolExecutor(1, mp_context=context) as process:
-        process.submit(_run, data_dir, objects, count).result()
+        process.submit(_run, objects, counts).result()
 
 
-def _run(data_dir: Path, objects: DescribedObjects, count: int) -> None:
+def _run(objects: DescribedObjects, counts: Mapping[Path, int]) -> None:
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # Milvus Lite's own
     dimension = objects.vectors.shape[1]
     unchanged = expansion(dimension, dimension, seed=_SEED)
-    asyncio.run(_fill(data_dir, multiply(objects, count, unchanged, seed=_SEED)))
+    for data_dir, count in counts.items():
+        asyncio.run(_fill(data_dir, multiply(objects, count, unchanged, seed=_SEED)))
 
 
 async def _fill(data_dir: Path, objects: DescribedObjects) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import psutil
 
-__all__ = ["ANSWER", "Memory", "WorkerFailed", "run_worker"]
+__all__ = ["ANSWER", "Memory", "WorkerFailed", "peak_rss", "resident", "run_worker"]
 
 ANSWER: Final = "ANSWER "
 
@@ -70,7 +70,7 @@ def run_worker(
         deadline = threading.Timer(timeout, _end_tree, [process.pid])
         deadline.start()
         try:
-            with _peak_rss(process.pid) as peak:
+            with peak_rss(process.pid) as peak:
                 answer = _read_answer(process)
                 idle = _tree(process.pid)
                 idle_rss, idle_pss = sum(map(_rss, idle)), sum(map(_pss, idle))
@@ -94,15 +94,20 @@ def _read_answer(process: subprocess.Popen[str]) -> dict[str, Any]:
     raise WorkerFailed(" | ".join(seen) or "it printed nothing")
 
 
+def resident(pid: int) -> int:
+    """Bytes of a process and all below it that are in memory, what they share counted twice."""
+    return sum(map(_rss, _tree(pid)))
+
+
 @contextmanager
-def _peak_rss(pid: int) -> Iterator[list[int]]:
+def peak_rss(pid: int) -> Iterator[list[int]]:
     """The largest RSS of the tree so far, in bytes, as the one item of a list."""
     peak = [0]
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(_SAMPLE_SECONDS):
-            peak[0] = max(peak[0], sum(map(_rss, _tree(pid))))
+            peak[0] = max(peak[0], resident(pid))
 
     thread = threading.Thread(target=watch, name="memory", daemon=True)
     thread.start()

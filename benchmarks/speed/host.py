@@ -18,7 +18,7 @@ import psutil
 from benchmarks.speed.bench import Bench, copies_of, cpu_seconds, load_seconds, photo_files, spread
 from benchmarks.speed.instant import write_instant_models
 
-__all__ = ["measure"]
+__all__ = ["measure", "rows"]
 
 _PHOTOS: Final = 2000
 _OBJECTS: Final = 2
@@ -58,6 +58,24 @@ def measure(bench: Bench) -> dict[str, Any]:
             mine / (elapsed * cores) for mine, elapsed in zip(cpu, wall, strict=True)
         ),
     }
+
+
+def rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What was measured, the figure, and what it is to be."""
+    least, most = report["cpu_per_decode_spread"]
+    return [
+        (
+            "instant networks: CPU of a photo, over a decode's",
+            f"{report['cpu_per_decode']:.2f} ({least:.2f} to {most:.2f}): {report['cpu_ms']:.2f} of"
+            f" {report['decode_ms']:.2f} ms",
+            "<= 1.5",
+        ),
+        (
+            "instant networks: share of the cores that is used",
+            f"{report['share_of_cores']:.3f}: {report['photos_per_second']:.0f} photos/s",
+            ">= 0.85",
+        ),
+    ]
 
 
 def _decode_seconds(contents: Sequence[bytes]) -> float:

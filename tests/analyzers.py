@@ -12,8 +12,10 @@ from tests.service import SMALL_PAIR
 
 
 @asynccontextmanager
-async def open_analyzer(figures: Metrics) -> AsyncIterator[PhotoAnalyzer]:
-    """An analyzer of photos of up to a million pixels; what it does is counted in `figures`."""
+async def open_analyzer(
+    figures: Metrics, *, max_pixels: int = 10**6, remote: bool = False
+) -> AsyncIterator[PhotoAnalyzer]:
+    """An analyzer; what it does is counted in `figures`. `remote`: as of models of a server."""
     server = OnnxServer(Settings().model_repository)
     analyzer = PhotoAnalyzer(
         Detector(await server.load(SMALL_PAIR["DETECTOR_MODEL"])),
@@ -21,7 +23,8 @@ async def open_analyzer(figures: Metrics) -> AsyncIterator[PhotoAnalyzer]:
         figures,
         engine_name=server.engine_name,
         whole_image="fallback",
-        max_pixels=10**6,
+        max_pixels=max_pixels,
+        workers=None if remote else server.workers,
     )
     yield analyzer
     await analyzer.close()

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -71,13 +72,89 @@ async def test_a_collection_is_refused_once_crops_are_cut_in_another_way(
         assert len(await services.searcher.search(query, "made", 3)) == 2
 
 
+async def test_photos_are_analysed_alike_in_the_process_and_by_a_server() -> None:
+    async with open_analyzer(Metrics()) as here, open_analyzer(Metrics(), remote=True) as remote:
+        for seed in range(3):
+            data = encode(draw_photo(seed))
+            one, other = await here.analyze(data), await remote.analyze(data)
+            assert (one.width, one.height, one.phash) == (other.width, other.height, other.phash)
+            assert one.objects == other.objects
+            np.testing.assert_array_equal(one.embeddings, other.embeddings)
+            assert await here.detect(data) == await remote.detect(data)
+
+
+def _large_jpeg(seed: int) -> bytes:
+    photo = cv2.resize(draw_photo(seed), (3200, 2400), interpolation=cv2.INTER_CUBIC)
+    return encode(np.asarray(photo, np.uint8), ".jpg")
+
+
+async def test_a_large_jpeg_s_objects_are_told_in_its_own_pixels() -> None:
+    async with open_analyzer(Metrics(), max_pixels=10**8) as analyzer:
+        for seed in (3, 5):
+            data = _large_jpeg(seed)
+            large = await analyzer.analyze(data)
+            small = await analyzer.analyze(encode(draw_photo(seed)))
+            assert (large.width, large.height) == (3200, 2400)
+            assert [found.label for found in large.objects] == [
+                found.label for found in small.objects
+            ]
+            for one, other in zip(large.objects, small.objects, strict=True):
+                # Ten times as large; the detector sees both in 256 pixels.
+                np.testing.assert_allclose(one.box, np.array(other.box) * 10, atol=60)
+
+
+async def test_a_known_object_is_embedded_as_it_was_when_it_was_found(
+    analyzer: PhotoAnalyzer,
+) -> None:
+    data = encode(draw_photo(5, width=1150, height=860), ".jpg")
+    analyzed = await analyzer.analyze(data)
+    boxes = np.array([found.box for found in analyzed.objects], np.float32)
+    np.testing.assert_allclose(
+        await analyzer.embed_objects(data, boxes), analyzed.embeddings, atol=1e-6
+    )
+
+
+async def test_crops_of_a_jpeg_decoded_at_a_reduced_scale_are_as_of_the_whole() -> None:
+    async with open_analyzer(Metrics(), max_pixels=10**8) as analyzer:
+        data = _large_jpeg(5)
+        box = np.array([[400, 300, 2000, 1800]], np.float32)
+        [reduced] = await analyzer.embed_objects(data, box)
+        crops = crop_objects(
+            decode(data, max_pixels=10**8),
+            box,
+            analyzer.embedder.size,
+            geometry=analyzer.embedder.crop_geometry,
+            margin=analyzer.embedder.crop_margin,
+        )
+        [whole] = await analyzer.embedder.embed(crops)
+        assert reduced @ whole > 0.999
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["here", "remote"])
+async def test_photos_that_nobody_waits_for_any_more_are_not_counted_as_waiting(
+    remote: bool,
+) -> None:
+    figures = Metrics()
+    async with open_analyzer(figures, remote=remote) as analyzer:
+        data = encode(draw_photo(1))
+        tasks = [asyncio.create_task(analyzer.analyze(data)) for _ in range(40)]
+        await asyncio.sleep(0)
+        assert b"image_search_photos_waiting 0.0" not in figures.exposition()
+        for task in tasks[1:]:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert b"image_search_photos_waiting 0.0" in figures.exposition()
+        assert (await analyzer.analyze(data)).width == 320
+        assert b"image_search_photos_analyzing 0.0" in figures.exposition()
+
+
 # A frame that was drawn in the photo
 
 
-@pytest.fixture
-async def analyzer() -> AsyncIterator[PhotoAnalyzer]:
-    """The small pair alone."""
-    async with open_analyzer(Metrics()) as opened:
+@pytest.fixture(params=[False, True], ids=["here", "remote"])
+async def analyzer(request: pytest.FixtureRequest) -> AsyncIterator[PhotoAnalyzer]:
+    """The small pair alone, used as one of the process is, and as one of a server."""
+    async with open_analyzer(Metrics(), remote=request.param) as opened:
         yield opened
 
 

@@ -137,3 +137,22 @@ def test_the_photo_itself_is_not_changed() -> None:
     square, _ = letterbox(photo, 60)
     square[:] = 0
     assert (photo == before).all()
+
+
+def test_a_reduced_copy_lies_where_its_photo_does() -> None:
+    photo = np.random.default_rng(2).integers(0, 256, (601, 803, 3), np.uint8)
+    _, whole = letterbox(photo, 128)
+    square, placement = letterbox(photo[::2, ::2], 128, full_size=(803, 601))
+    assert placement == whole
+    assert placement.photo_of(square).shape == (96, 128, 3)
+
+
+@settings(deadline=None)
+@given(width=SIDES, height=SIDES, size=SIZES)
+def test_what_a_square_shows_of_the_photo_is_all_but_the_grey(
+    width: int, height: int, size: int
+) -> None:
+    square, placement = letterbox(_grey(width, height), size)
+    shown = placement.photo_of(square)
+    assert (shown == 200).all()
+    assert (square == 200).all(axis=2).sum() == shown.shape[0] * shown.shape[1]

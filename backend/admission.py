@@ -20,8 +20,10 @@ __all__ = ["Admission", "Place"]
 
 _PATIENCE_SECONDS: Final = 1.0
 """For so long a place is kept for a body that is on its way: one from near by takes far less."""
-_MOMENTS: Final = 64
-"""Of which the rate is taken at which places are given back."""
+_RETURNS: Final = 64
+"""Of places, the last ones: the rate at which they come back is theirs."""
+_FEW_RETURNS: Final = 8
+"""Less say nothing of a rate: many come in together, and go together."""
 _SHARE: Final = 4
 """A request of many photos gets at most this part of all places: others are to be let in too."""
 
@@ -58,8 +60,11 @@ class Admission:
         self._longest_wait = longest_wait
         self._taken = 0
         self._bytes = 0
-        # The last moments at which a place came back, since there was last nothing to do.
-        self._returns: deque[float] = deque(maxlen=_MOMENTS)
+        # Seconds of a clock that stands still while nothing is taken: up to when it last went on,
+        # when that was, and those at which places came back.
+        self._seconds = 0.0
+        self._since = 0.0
+        self._returns: deque[float] = deque(maxlen=_RETURNS)
 
     @property
     def taken(self) -> int:
@@ -97,14 +102,16 @@ class Admission:
                 "the service has as many photos to work on as it takes on at once",
             )
         if not self._taken:
-            self._returns.clear()
-            self._returns.append(time.monotonic())
+            self._since = time.monotonic()
         self._taken += wanted
 
     def give_back(self, places: int) -> None:
         """Gives back what `take` has taken."""
+        now = self._clock()
+        self._returns.extend([now] * places)
         self._taken -= places
-        self._returns.extend([time.monotonic()] * places)
+        if not self._taken:
+            self._seconds = now
 
     def free(self, most: int) -> int:
         """How many places a request that has one may take beside it, of as many as it could use."""
@@ -130,11 +137,13 @@ class Admission:
 
     def _retry_after(self) -> int:
         """Whole seconds until all that is here has gone, at the rate of the last while."""
-        if not self._returns:
-            return 1
-        returned = max(1, len(self._returns) - 1)
-        seconds = self._taken * (time.monotonic() - self._returns[0]) / returned
+        seconds = self._clock()
+        if len(self._returns) > _FEW_RETURNS:
+            seconds = self._taken * (seconds - self._returns[0]) / (len(self._returns) - 1)
         return math.ceil(max(1.0, min(seconds, self._longest_wait)))
+
+    def _clock(self) -> float:
+        return self._seconds + (time.monotonic() - self._since if self._taken else 0.0)
 
 
 class Place:

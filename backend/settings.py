@@ -109,16 +109,16 @@ class Settings(BaseSettings):
     )
 
     max_queued: int = Field(
-        24 * (os.cpu_count() or 1),
+        20 * (os.cpu_count() or 1),
         ge=1,
-        description="photos of searches and uploads that may be worked on or wait for it; requests"
-        " beyond get a 429 (default: 24 times the CPU cores)",
+        description="photos of requests that are worked on or wait; beyond, a request gets a 429"
+        " (default: 20 times the CPU cores)",
     )
     max_uploads_in_memory: int = Field(
         16,
         ge=4,
-        description="photos of MAX_UPLOAD_BYTES whose bytes may be in memory together; requests"
-        " beyond get a 429",
+        description="photos of MAX_UPLOAD_BYTES that fit into memory together; beyond, a request"
+        " gets a 429",
     )
     upload_timeout: float = Field(
         300,

@@ -14,7 +14,7 @@ _README: Final = Path(__file__).resolve().parent.parent / "README.md"
 _IN_WORDS: Final = {
     "model_repository": "`model_repository`",
     "load_concurrency": "2 x cores",
-    "max_queued": "24 x cores",
+    "max_queued": "20 x cores",
 }
 
 

@@ -129,17 +129,15 @@ def test_the_time_with_nothing_to_do_does_not_count(
 ) -> None:
     clock = Clock()
     monkeypatch.setattr("backend.admission.time", SimpleNamespace(monotonic=clock.monotonic))
-    here = admission(2)
-    with here.place():
-        clock.now += 1
-    clock.now += 3600
-    here.take(2)
-    clock.now += 0.5
-    here.give_back(1)
-    here.take(1)
+    here = admission(48)
+    for _ in range(100):
+        with here.place():
+            clock.now += 0.1
+        clock.now += 3600
+    here.take(48)
     with pytest.raises(Overloaded) as refusal:
         here.take(1)
-    assert refusal.value.retry_after == 1
+    assert refusal.value.retry_after == 5
 
 
 def test_where_nothing_comes_back_the_wait_grows(
@@ -149,7 +147,7 @@ def test_where_nothing_comes_back_the_wait_grows(
     monkeypatch.setattr("backend.admission.time", SimpleNamespace(monotonic=clock.monotonic))
     here = admission(2)
     here.take(2)
-    for after, seconds in ((0.1, 1), (4, 8), (15, 30), (100, 30)):
+    for after, seconds in ((0.1, 1), (4, 4), (14.5, 15), (100, 30)):
         clock.now = 1000 + after
         with pytest.raises(Overloaded) as refusal:
             here.take(1)

@@ -49,6 +49,9 @@ _log = structlog.get_logger("backend")
 
 _SHUTDOWN_SECONDS: Final = 2.0
 """Requests in flight get this long; with the loads' last commit a stop stays under 5 s."""
+_LINGERING_SECONDS: Final = 30.0
+"""For so long the rest of a body that is not wanted is passed over, so that its sender, who may see
+no more than a broken connection otherwise, gets to read the answer."""
 _MAX_LINE_BYTES: Final = 2**16
 """Of a request's first line: twenty labels of 200 letters, each up to twelve bytes in a URL."""
 _FORCED_STOP_SECONDS: Final = 4.0
@@ -191,6 +194,7 @@ async def _serve(settings: Settings, options: dict[str, Any]) -> int:
         handle_signals=False,
         shutdown_timeout=_SHUTDOWN_SECONDS,
         max_line_size=_MAX_LINE_BYTES,
+        lingering_time=_LINGERING_SECONDS,
         handler_cancellation=True,  # whose client has gone, does no more work
     )
     listening = False

@@ -19,6 +19,7 @@ import structlog
 from aiohttp import web
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
+from backend.admission import Admission
 from backend.analysis import PhotoAnalyzer
 from backend.duplicates import DuplicateFinder
 from backend.errors import ConfigurationError, EngineUnavailable
@@ -27,7 +28,7 @@ from backend.files import lock_file
 from backend.http import compat, docs, health, metrics, middlewares
 from backend.http import services as http
 from backend.http.page import add_page
-from backend.http.services import METRICS, RUNNING, SETTINGS, Running
+from backend.http.services import ADMISSION, METRICS, RUNNING, SETTINGS, Running
 from backend.http.v1 import routes
 from backend.indexing import Indexer
 from backend.metrics import Metrics
@@ -280,6 +281,13 @@ def create_app(settings: Settings) -> web.Application:
     app[SETTINGS] = settings
     app[RUNNING] = Running()
     app[METRICS] = Metrics(_traces(settings))
+    app[ADMISSION] = Admission(
+        app[METRICS],
+        places=settings.max_queued,
+        max_bytes=settings.max_uploads_in_memory * settings.max_upload_bytes,
+        body_timeout=settings.upload_timeout,
+        longest_wait=settings.request_timeout,
+    )
     app.on_response_prepare.append(middlewares.tell_request_id)
     app.on_response_prepare.append(middlewares.allow_other_origins)
     app.cleanup_ctx.append(_send_traces)
@@ -292,10 +300,11 @@ def create_app(settings: Settings) -> web.Application:
         *metrics.OPERATIONS,
     )
     for operation in operations:
+        handler = http.admitted(operation.handler) if operation.admitted else operation.handler
         if operation.method == "GET":
-            app.router.add_get(operation.path, operation.handler)  # HEAD as well
+            app.router.add_get(operation.path, handler)  # HEAD as well
         else:
-            app.router.add_route(operation.method, operation.path, operation.handler)
+            app.router.add_route(operation.method, operation.path, handler)
     version = importlib.metadata.version(_DISTRIBUTION)
     docs.add_documentation(app, operations, version)
     add_page(app)

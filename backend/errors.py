@@ -6,12 +6,14 @@
     │   └── InvalidImage         400  bytes that are no readable photo
     ├── NotFound                 404
     ├── Forbidden                403  the operator has switched this off
+    ├── TooSlow                  408  a body that does not come in
     ├── Conflict                 409  something else was asked for at the same time
     │   └── EmbedderMismatch     409  a collection was filled by another embedder
     ├── TooLarge                 413  more bytes or pixels than allowed
     ├── UnsupportedFormat        415  an image, but of a format that is not read
     ├── UnsupportedMediaType     415  a body of another kind than the endpoint takes
     ├── IdempotencyKeyReused     422  a key that belongs to another request
+    ├── Overloaded               429  too much to do already; asking again later helps
     ├── BadGateway               502  a server that the caller pointed to misbehaved
     └── Unavailable              503  not now: the service is starting or stopping
         └── EngineUnavailable    503  an engine does not answer, or cannot do what it is asked
@@ -33,8 +35,10 @@ __all__ = [
     "InvalidInput",
     "NotFound",
     "IdempotencyKeyReused",
+    "Overloaded",
     "ServiceError",
     "TooLarge",
+    "TooSlow",
     "Unavailable",
     "UnsupportedFormat",
     "UnsupportedMediaType",
@@ -81,6 +85,12 @@ class Forbidden(ServiceError):
     status = 403
 
 
+class TooSlow(ServiceError):
+    """A body that has not come in within the time that the settings allow."""
+
+    status = 408
+
+
 class Conflict(ServiceError):
     """What was asked for cannot be had together with what else is there or going on."""
 
@@ -113,6 +123,17 @@ class IdempotencyKeyReused(ServiceError):
     """An Idempotency-Key that came with another request before."""
 
     status = 422
+
+
+class Overloaded(ServiceError):
+    """The service has as much to do as it takes on at once; nothing of the request was done."""
+
+    status = 429
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        """`retry_after`: whole seconds, for the header `Retry-After`."""
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class BadGateway(ServiceError):

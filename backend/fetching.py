@@ -1,6 +1,7 @@
 """Fetches a photo that a client names by its URL."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import aiohttp
@@ -23,8 +24,10 @@ class PhotoFetcher:
         self._max_bytes = max_bytes
         self._session = aiohttp.ClientSession(timeout=_TIMEOUT) if allowed else None
 
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(self, url: str, hold: Callable[[int], None] = lambda size: None) -> bytes:
         """The bytes behind a URL.
+
+        `hold` is told of bytes that are in memory from now on; it may refuse.
 
         Raises:
             Forbidden: fetching is switched off.
@@ -49,6 +52,7 @@ class PhotoFetcher:
                     raise BadGateway(f"{url} answers {response.status} {response.reason}")
                 data = bytearray()
                 async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+                    hold(len(chunk))
                     data += chunk
                     if len(data) > self._max_bytes:
                         raise TooLarge(

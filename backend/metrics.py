@@ -26,13 +26,17 @@ from prometheus_client import (
 from backend.errors import EngineUnavailable
 from backend.tracing import Traces
 
-__all__ = ["STAGES", "LoadProgress", "Metrics", "Stage", "add_stage_times", "stage_times"]
+__all__ = ["STAGES", "Limit", "LoadProgress", "Metrics", "Stage", "add_stage_times", "stage_times"]
 
 Stage = Literal["decode", "detect", "cut", "embed", "search", "lookup", "write"]
 """Decoding and letterboxing, the detector, NMS and crops, the embedder; a search's vectors and its
 rows of the catalog; what is written to both."""
 
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
+
+Limit = Literal["MAX_QUEUED", "MAX_UPLOADS_IN_MEMORY"]
+"""The settings beyond which a request is refused."""
+_LIMITS: Final[tuple[Limit, ...]] = get_args(Limit)
 
 _NAMESPACE: Final = "image_search"
 _BUCKETS: Final = (
@@ -109,6 +113,17 @@ class Metrics:
             "batch_size", "Objects embedded, or photos written, together.", "stage", _SIZES
         )
         self._batches = {stage: batches.labels(stage) for stage in _BATCHED}
+        self._places = self._gauge(
+            "places_taken", "Photos of requests that are worked on, or wait for it."
+        )
+        self._upload_bytes = self._gauge(
+            "upload_bytes", "Bytes of requests' photos that are in memory."
+        )
+        self._refused = self._counter(
+            "requests_refused_total", "Requests beyond a limit, a setting.", "limit"
+        )
+        for limit in _LIMITS:
+            self._refused.labels(limit)
         self._waiting = self._gauge("photos_waiting", "Photos that wait for their analysis.")
         self._analyzing = self._gauge("photos_analyzing", "Photos that are being analysed.")
         self._photos = self._counter("photos_indexed_total", "Photos that were indexed.")
@@ -157,6 +172,15 @@ class Metrics:
         """Counts a request that was answered; each argument but the last has few values."""
         self._requests.labels(method, route, status).inc()
         self._request_seconds.labels(route).observe(seconds)
+
+    def count_refused(self, limit: Limit) -> None:
+        """Counts a request that one of the limits of admission keeps out."""
+        self._refused.labels(limit).inc()
+
+    def show_admitted(self, places: int, size: int) -> None:
+        """Sets the figures of places that are taken, and of bytes in memory, at the moment."""
+        self._places.set(places)
+        self._upload_bytes.set(size)
 
     # Work
 

@@ -82,6 +82,10 @@ class QueryPhotos:
         data = await self.read(query_id)
         return QueryPhoto(query_id, data, await self._analysis(query_id, data))
 
+    def remembers(self, query_id: str) -> bool:
+        """Whether it is known what a query photo shows, so that nothing must find it again."""
+        return query_id in self._analyses
+
     async def read(self, query_id: str) -> bytes:
         """The bytes of a photo that was searched with before.
 

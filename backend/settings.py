@@ -108,6 +108,23 @@ class Settings(BaseSettings):
         description="photos of a load in flight together (default: twice the CPU cores)",
     )
 
+    max_queued: int = Field(
+        20 * (os.cpu_count() or 1),
+        ge=1,
+        description="photos of requests that are worked on or wait; beyond, a request gets a 429"
+        " (default: 20 times the CPU cores)",
+    )
+    max_uploads_in_memory: int = Field(
+        16,
+        ge=4,
+        description="photos of MAX_UPLOAD_BYTES that fit into memory together; beyond, a request"
+        " gets a 429",
+    )
+    upload_timeout: float = Field(
+        300,
+        gt=0,
+        description="seconds that a request's photos may take to come in before it gets a 408",
+    )
     request_timeout: float = Field(
         30, gt=0, description="seconds that a search or an upload may take before it gets a 503"
     )

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 import requests
 
 TIMEOUT_SECONDS = 60
+ATTEMPTS = 4
 PHOTOS_PER_UPLOAD = 4
 
 
@@ -105,7 +107,14 @@ class Client:
             yield from page[items]
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
-        answer = self._session.request(method, self._api + path, timeout=TIMEOUT_SECONDS, **options)
+        for attempt in range(ATTEMPTS):
+            answer = self._session.request(
+                method, self._api + path, timeout=TIMEOUT_SECONDS, **options
+            )
+            if answer.status_code not in (429, 503) or attempt == ATTEMPTS - 1:
+                break
+            # The service has too much to do, or waits for an engine: it says for how long.
+            time.sleep(int(answer.headers.get("Retry-After", 1)))
         _check(answer)
         return answer.json()
 

@@ -16,7 +16,7 @@ from backend.http.multipart import Form, read_form
 from backend.http.openapi import BINARY, Operation, Parameter
 from backend.http.raw_paths import paths_meant
 from backend.http.schemas import LoadBody
-from backend.http.services import SETTINGS, UNHURRIED, in_time, services
+from backend.http.services import PLACE, SETTINGS, UNHURRIED, in_time, services
 from backend.names import MAX_NAME_LENGTH, NAME_PATTERN
 from backend.settings import MAX_TOP_K
 from backend.storage.catalog import path_key
@@ -73,7 +73,9 @@ async def upload(request: web.Request) -> web.Response:
     if form.photo is not None:
         data = form.photo
     elif url:
-        data = await services(request).fetcher.fetch(url)
+        place = request[PLACE]
+        async with place.reading():
+            data = await services(request).fetcher.fetch(url, place.hold)
     else:
         raise InvalidInput(f"{_missing_photo(request)}, or a 'url' to fetch it from")
     with in_time(request):
@@ -117,8 +119,11 @@ async def _load_body(request: web.Request) -> LoadBody:
 
 
 async def _form(request: web.Request) -> Form:
-    limit = request.app[SETTINGS].max_upload_bytes
-    return await read_form(request, photo_field=_PHOTO_FIELD, max_photo_bytes=limit)
+    place, limit = request[PLACE], request.app[SETTINGS].max_upload_bytes
+    async with place.reading():
+        return await read_form(
+            request, photo_field=_PHOTO_FIELD, max_photo_bytes=limit, hold=place.hold
+        )
 
 
 def _missing_photo(request: web.Request) -> str:
@@ -221,7 +226,8 @@ OPERATIONS: Final = (
             Parameter(_PHOTO_FIELD, "the query photo", BINARY, required=True),
             Parameter("topk", "photos to return; TOP_K where it is not given", _TOP_K),
         ),
-        errors=(400, 409, 413, 415, 503),
+        errors=(400, 408, 409, 413, 415, 429, 503),
+        admitted=True,
     ),
     Operation(
         "POST",
@@ -234,7 +240,8 @@ OPERATIONS: Final = (
             Parameter(_PHOTO_FIELD, "the photo", BINARY),
             Parameter("url", "where to fetch the photo from, where there is no photo"),
         ),
-        errors=(400, 403, 409, 413, 415, 502, 503),
+        errors=(400, 403, 408, 409, 413, 415, 429, 502, 503),
+        admitted=True,
     ),
     Operation(
         "POST",

@@ -6,7 +6,7 @@ from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from backend.http.openapi import Operation
-from backend.http.services import METRICS, RUNNING
+from backend.http.services import ADMISSION, METRICS, RUNNING
 
 __all__ = ["OPERATIONS"]
 
@@ -16,6 +16,8 @@ async def metrics(request: web.Request) -> web.Response:
     figures, running = request.app[METRICS], request.app[RUNNING]
     if running.services is not None:
         figures.show_loads(running.services.indexer.load_progress())
+    admission = request.app[ADMISSION]
+    figures.show_admitted(admission.taken, admission.held_bytes)
     return web.Response(
         body=figures.exposition(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4}
     )

@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
 from structlog.contextvars import bound_contextvars
 
-from backend.errors import EngineUnavailable, Forbidden, ServiceError, Unavailable
+from backend.errors import EngineUnavailable, Forbidden, Overloaded, ServiceError, Unavailable
 from backend.http.problems import problem, problem_answer
 from backend.http.request_ids import ID_HEADER, request_id
 from backend.http.services import METRICS, SETTINGS, UNHURRIED
@@ -121,7 +121,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         if error.status >= 500:
             _log.error("request.failed", path=request.path, error=str(error))
         response = _error(request, error.status, str(error), error)
-        if isinstance(error, Unavailable):
+        if isinstance(error, Overloaded | Unavailable):
             response.headers["Retry-After"] = str(error.retry_after)
         return response
     except (web.RequestPayloadError, HttpProcessingError) as error:

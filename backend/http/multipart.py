@@ -1,5 +1,6 @@
 """Reads a multipart form: photos and a few short fields, each within a limit."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -48,7 +49,12 @@ class Form:
 
 
 async def read_form(
-    request: web.Request, *, photo_field: str, max_photo_bytes: int, max_photos: int | None = None
+    request: web.Request,
+    *,
+    photo_field: str,
+    max_photo_bytes: int,
+    max_photos: int | None = None,
+    hold: Callable[[int], None] = lambda size: None,
 ) -> Form:
     """The request's multipart body; an empty form where it has another kind of body or none.
 
@@ -57,6 +63,7 @@ async def read_form(
         photo_field: name of the parts that are photos.
         max_photo_bytes: of one; all together may have so many times _LARGE_PHOTOS.
         max_photos: that there may be; unset: of several only the last is kept.
+        hold: is told of photos' bytes that are in memory from now on, or no more; it may refuse.
 
     Raises:
         InvalidInput: the body is no well-formed multipart form, or has too many parts.
@@ -78,12 +85,13 @@ async def read_form(
             name = _text(part.name)
             if name == photo_field:
                 if max_photos is None:
+                    hold(-sum(len(each.data) for each in form.photos))
                     form.photos.clear()
                 elif len(form.photos) == max_photos:
                     raise InvalidInput(
                         f"the form has more photos than the {max_photos} that one request may have"
                     )
-                data = await _read(part, name, max_photo_bytes, "MAX_UPLOAD_BYTES allows")
+                data = await _read(part, name, max_photo_bytes, "MAX_UPLOAD_BYTES allows", hold)
                 left -= len(data)
                 if left < 0 and max_photos is not None:
                     raise TooLarge(
@@ -94,7 +102,7 @@ async def read_form(
                 form.photos.append(Photo(data, _text(part.filename)))
             elif name:
                 limit = "a field may have"
-                text = await _read(part, name, _MAX_FIELD_BYTES, limit)
+                text = await _read(part, name, _MAX_FIELD_BYTES, limit, hold)
                 form.fields[name] = text.decode("utf-8", "replace").strip()
     except InvalidInput:
         raise
@@ -108,9 +116,12 @@ def _text(name: str | None) -> str | None:
     return name and name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-async def _read(part: BodyPartReader, name: str, limit: int, allowed_by: str) -> bytes:
+async def _read(
+    part: BodyPartReader, name: str, limit: int, allowed_by: str, hold: Callable[[int], None]
+) -> bytes:
     data = bytearray()
     while chunk := await part.read_chunk(_CHUNK_BYTES):
+        hold(len(chunk))
         data += chunk
         if len(data) > limit:
             raise TooLarge(f"{name!r} has more than the {limit} bytes that {allowed_by}")

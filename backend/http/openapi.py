@@ -24,6 +24,13 @@ _REF: Final = "#/components/schemas/{model}"
 _IN_PATH: Final = re.compile(r"\{(\w+)(?::[^{}]*(?:\{[^{}]*\})?[^{}]*)?\}")
 """A name in a route's path, with the pattern that aiohttp may have behind it."""
 
+_RETRY_AFTER: Final = {
+    "Retry-After": {
+        "description": "seconds after which to ask again",
+        "schema": {"type": "integer", "minimum": 1},
+    }
+}
+
 _Key: TypeAlias = tuple[type[BaseModel], JsonSchemaMode]
 
 
@@ -47,6 +54,7 @@ class Operation:
         query: parameters, or the model that they make.
         path_parameters: one for each name in the path.
         problems: whether its errors are problem documents (RFC 9457).
+        admitted: whether it makes the networks work: it then needs a place (`admission`).
     """
 
     method: str
@@ -64,6 +72,7 @@ class Operation:
     media_types: Sequence[str] = ("application/json",)
     errors: Sequence[int] = ()
     problems: bool = False
+    admitted: bool = False
     tag: str | None = None
 
 
@@ -126,6 +135,7 @@ def _describe(operation: Operation, references: Mapping[Any, Any]) -> dict[str, 
                 str(status): {
                     "description": "error",
                     "content": {error_type: {"schema": schema(error)}},
+                    **({"headers": _RETRY_AFTER} if status in (429, 503) else {}),
                 }
                 for status in operation.errors
             },

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
+from backend.admission import Admission, Place
 from backend.analysis import PhotoAnalyzer
 from backend.deadlines import deadline
 from backend.duplicates import DuplicateFinder
@@ -22,12 +24,15 @@ from backend.storage.catalog import Catalog
 from backend.thumbnails import Thumbnails
 
 __all__ = [
+    "ADMISSION",
     "METRICS",
+    "PLACE",
     "RUNNING",
     "SETTINGS",
     "UNHURRIED",
     "Running",
     "Services",
+    "admitted",
     "in_time",
     "services",
 ]
@@ -84,6 +89,9 @@ class Running:
 SETTINGS: Final = web.AppKey("settings", Settings)
 RUNNING: Final = web.AppKey("running", Running)
 METRICS: Final = web.AppKey("metrics", Metrics)
+ADMISSION: Final = web.AppKey("admission", Admission)
+PLACE: Final = web.RequestKey("place", Place)
+"""Of a request to an operation that is `admitted`."""
 UNHURRIED: Final = web.RequestKey("unhurried", bool)
 """Set by a handler that answers when long work is done: that it takes long is no news."""
 
@@ -105,3 +113,17 @@ def services(request: web.Request) -> Services:
 def in_time(request: web.Request) -> AbstractContextManager[None]:
     """The deadline of what a request asks for; to be entered when its body has been read."""
     return deadline(request.app[SETTINGS].request_timeout)
+
+
+def admitted(handler: Handler) -> Handler:
+    """A handler that gets a request only where there is a place for it.
+
+    That is decided before its body is read, so that whoever is refused costs next to nothing.
+    """
+
+    async def admit(request: web.Request) -> web.StreamResponse:
+        with request.app[ADMISSION].place() as place:
+            request[PLACE] = place
+            return await handler(request)
+
+    return admit

@@ -46,7 +46,7 @@ METRICS = {
 }
 
 _FUNCTIONS = {"by", "histogram_quantile", "le", "rate", "sum"}
-_LABELS = {"engine", "function_name", "model", "msg_type", "route", "stage", "status"}
+_LABELS = {"engine", "function_name", "limit", "model", "msg_type", "route", "stage", "status"}
 _OUR_PREFIX = "image_search_"
 
 

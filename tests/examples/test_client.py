@@ -2,11 +2,15 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.api import GALLERY, PHOTOS, Api, drawing
+from tests.http.test_metrics import figures, one
+from tests.overload import busy, wait_for
 from tests.photos import write_photos
-from tests.service import REPOSITORY
+from tests.service import REPOSITORY, Service
 
 CLIENT = REPOSITORY / "examples" / "client.py"
 
@@ -58,6 +62,22 @@ def test_it_uploads_photos_and_finds_the_copies(api: Api, tmp_path: Path) -> Non
     assert lines == []  # the same bytes in the same collection are the same photo
     lines, _ = _run(api, "collections")
     assert f"{GALLERY}: {PHOTOS} photos, 0 failed" in lines
+
+
+def test_it_waits_for_a_service_that_has_enough_to_do(
+    start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    service = start_service("--max-queued", "1")
+    api = Api(service, write_photos(tmp_path, 1))
+    photo = str(api.photos[0])
+    _run(api, "upload", photo)
+    with ThreadPoolExecutor() as threads, busy(service) as begin:
+        begin()
+        asked = threads.submit(_run, api, "search", photo)
+        wait_for(lambda: one(figures(service), "requests_refused_total", limit="MAX_QUEUED") > 0)
+        assert not asked.done()
+    lines, _ = asked.result()
+    assert lines[0].startswith("0.0000")
 
 
 def test_it_says_in_words_what_is_wrong(api: Api, tmp_path: Path) -> None:

@@ -110,7 +110,12 @@ export class ApiError extends Error {
 
   /** Whether the same may work later. */
   get passing() {
-    return this.status === 0 || this.status === 503 || this.status === 429;
+    return this.status === 0 || this.status === 503 || this.busy;
+  }
+
+  /** Whether others have brought more than the service can take on at once. */
+  get busy() {
+    return this.status === 429;
   }
 }
 
@@ -198,6 +203,7 @@ async function call(method, path, { query, json, form, signal, headers = {} } = 
  * @param {number} status
  */
 function inWords(body, status) {
+  if (status === 429) return "The service has as much to do as it can at the moment.";
   const text = body?.detail ?? body?.msg;
   if (typeof text === "string" && text !== "") {
     return text.charAt(0).toUpperCase() + text.slice(1);

@@ -26,14 +26,15 @@ export function sentence(error) {
  */
 export function errorPanel(error, retry, ...more) {
   const passing = error instanceof ApiError && error.passing;
+  const busy = passing && error.busy;
   const panel = h(
     "div",
     { class: "panel error", role: "alert" },
-    icon(passing ? "offline" : "alert"),
+    icon(busy ? "retry" : passing ? "offline" : "alert"),
     h(
       "div",
       {},
-      h("h2", {}, passing ? "Not just now" : "That did not work"),
+      h("h2", {}, busy ? "Busy just now" : passing ? "Not just now" : "That did not work"),
       h("p", {}, sentence(error)),
     ),
   );

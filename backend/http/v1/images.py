@@ -16,7 +16,7 @@ from backend.http.multipart import Photo
 from backend.http.openapi import BINARY, Operation, Parameter
 from backend.http.problems import problem
 from backend.http.request_ids import request_id
-from backend.http.services import SETTINGS, Services, in_time, services
+from backend.http.services import PLACE, SETTINGS, Services, in_time, services
 from backend.http.v1.presenting import answer, image_detail, image_summary
 from backend.http.v1.requests import (
     PHOTO_FIELD,
@@ -108,9 +108,12 @@ async def _once(
 async def _keep_all(
     here: Services, request: web.Request, name: str, photos: Sequence[Photo]
 ) -> UploadAnswer:
+    turns = asyncio.Semaphore(request[PLACE].widen(len(photos)))
+
     async def keep(photo: Photo) -> UploadResult:
         try:
-            added = await here.indexer.add_photo(photo.data, name)
+            async with turns:
+                added = await here.indexer.add_photo(photo.data, name)
             detail = await _detail(here, added.id)
         except ServiceError as error:
             if len(photos) == 1:
@@ -309,8 +312,9 @@ OPERATIONS: Final = (
             ),
         ),
         body=FetchBody,
-        errors=(400, 403, 404, 409, 413, 415, 422, 500, 502, 503),
+        errors=(400, 403, 404, 408, 409, 413, 415, 422, 429, 500, 502, 503),
         problems=True,
+        admitted=True,
         tag="images",
     ),
     Operation(

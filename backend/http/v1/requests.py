@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from backend.errors import InvalidInput, UnsupportedMediaType
 from backend.http.multipart import Form, Photo, read_form
 from backend.http.openapi import Parameter
-from backend.http.services import SETTINGS, services
+from backend.http.services import PLACE, SETTINGS, services
 from backend.http.v1.schemas import FetchBody, FieldProblem
 
 __all__ = [
@@ -116,10 +116,17 @@ async def read_photos(request: web.Request, *, at_most: int) -> list[Photo]:
         TooLarge: one of them, or all together.
         UnsupportedMediaType: it is neither a multipart form nor JSON.
         Forbidden, BadGateway: see `PhotoFetcher.fetch`.
+        Overloaded, TooSlow: see `Place.reading`.
     """
+    async with request[PLACE].reading():
+        return await _read_photos(request, at_most)
+
+
+async def _read_photos(request: web.Request, at_most: int) -> list[Photo]:
+    hold = request[PLACE].hold
     if request.content_type == _JSON:
         url = str((await read_json(request, FetchBody)).url)
-        return [Photo(await services(request).fetcher.fetch(url), None)]
+        return [Photo(await services(request).fetcher.fetch(url, hold), None)]
     if not request.content_type.startswith("multipart/"):
         raise UnsupportedMediaType(
             f"{request.path} takes a multipart/form-data body with a photo as {PHOTO_FIELD!r}, or"
@@ -130,6 +137,7 @@ async def read_photos(request: web.Request, *, at_most: int) -> list[Photo]:
         photo_field=PHOTO_FIELD,
         max_photo_bytes=request.app[SETTINGS].max_upload_bytes,
         max_photos=at_most,
+        hold=hold,
     )
     if unknown := sorted(form.fields):
         raise InvalidFields(

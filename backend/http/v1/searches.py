@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +18,7 @@ from backend.http.multipart import Photo
 from backend.http.openapi import BINARY, Operation, Parameter
 from backend.http.problems import problem
 from backend.http.request_ids import request_id
-from backend.http.services import SETTINGS, Services, in_time, services
+from backend.http.services import ADMISSION, PLACE, SETTINGS, Services, in_time, services
 from backend.http.v1.presenting import (
     answer,
     detections,
@@ -95,15 +96,22 @@ async def search_again(request: web.Request) -> web.Response:
         )
     with in_time(request):
         here = services(request)
-        if wanted.query is not None:
-            kept = await here.queries.get(wanted.query)
-            query = await _of_photo(here, request, wanted, kept)
-        elif wanted.image_id is not None:
-            query = await _of_image(here, request, wanted, wanted.image_id)
-        else:
-            assert wanted.object_id is not None
-            query = await _of_object(here, wanted, wanted.object_id)
+        # What has been found already needs no place: the networks have nothing to do for it.
+        found = wanted.query is None or here.queries.remembers(wanted.query)
+        works = wanted.region is not None or not found
+        with request.app[ADMISSION].place() if works else nullcontext():
+            query = await _again(here, request, wanted)
         return answer(await _search(here, request, wanted, query))
+
+
+async def _again(here: Services, request: web.Request, wanted: SearchQuery) -> _Query:
+    if wanted.query is not None:
+        kept = await here.queries.get(wanted.query)
+        return await _of_photo(here, request, wanted, kept)
+    if wanted.image_id is not None:
+        return await _of_image(here, request, wanted, wanted.image_id)
+    assert wanted.object_id is not None
+    return await _of_object(here, wanted, wanted.object_id)
 
 
 async def search_batch(request: web.Request) -> web.Response:
@@ -111,10 +119,12 @@ async def search_batch(request: web.Request) -> web.Response:
     options = SearchOptions(**read_query(request, BatchOptions).model_dump())
     photos = await read_photos(request, at_most=MAX_BATCH)
     here = services(request)
+    turns = asyncio.Semaphore(request[PLACE].widen(len(photos)))
 
     async def one(photo: Photo) -> BatchResult:
         try:
-            found = await _search_photo(here, request, options, photo.data)
+            async with turns:
+                found = await _search_photo(here, request, options, photo.data)
         except ServiceError as error:
             if len(photos) == 1:
                 raise
@@ -353,7 +363,7 @@ _PHOTOS: Final = Parameter(
     {"type": "array", "items": BINARY, "minItems": 1, "maxItems": MAX_BATCH},
     required=True,
 )
-_OF_PHOTO: Final = (400, 403, 409, 413, 415, 500, 502, 503)
+_OF_PHOTO: Final = (400, 403, 408, 409, 413, 415, 429, 500, 502, 503)
 
 OPERATIONS: Final = (
     Operation(
@@ -367,6 +377,7 @@ OPERATIONS: Final = (
         body=FetchBody,
         errors=(404, *_OF_PHOTO),
         problems=True,
+        admitted=True,
         tag="search",
     ),
     Operation(
@@ -376,7 +387,7 @@ OPERATIONS: Final = (
         "Search with an earlier query photo, an indexed photo or an indexed object",
         answer=SearchAnswer,
         query=SearchQuery,
-        errors=(400, 403, 404, 409, 500, 503),
+        errors=(400, 403, 404, 409, 429, 500, 503),
         problems=True,
         tag="search",
     ),
@@ -390,6 +401,7 @@ OPERATIONS: Final = (
         form=(_PHOTOS,),
         errors=(404, *_OF_PHOTO),
         problems=True,
+        admitted=True,
         tag="search",
     ),
     Operation(
@@ -415,6 +427,7 @@ OPERATIONS: Final = (
         body=FetchBody,
         errors=_OF_PHOTO,
         problems=True,
+        admitted=True,
         tag="search",
     ),
 )

@@ -65,7 +65,7 @@ def _run(options: Options) -> int:
     photos = read_photos(options.photos, options.at_most)
     if options.json is not None:
         try:
-            options.json.touch()
+            options.json.open("a").close()
         except OSError as error:
             raise LoadTestError(f"{options.json} cannot be written: {error.strerror}") from None
     stage = Stage(

@@ -210,7 +210,8 @@ def _number(least: float, most: float) -> Callable[[str], float]:
 
 def _collection(text: str) -> str:
     try:
-        check_collection_name(text + LOADING_SUFFIX)
+        for name in (text, text + LOADING_SUFFIX):
+            check_collection_name(name)
     except InvalidInput:
         longest = MAX_NAME_LENGTH - len(LOADING_SUFFIX)
         raise argparse.ArgumentTypeError(

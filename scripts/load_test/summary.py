@@ -42,11 +42,13 @@ def show(result: Result, console: Console) -> None:
     """Prints the summary."""
     console.print(
         f"\n{result.scenario}, API {result.api}, {in_words(result.users)},"
-        f" {result.seconds:.0f} s, {result.photos} photos, {escape(result.url)}"
+        f" {result.seconds:.0f} s, {result.photos} photos, {escape(result.url)};"
+        " times in milliseconds",
+        soft_wrap=True,
     )
     if result.filling is not None:
         console.print(f"Before: {result.filling}.")
-    columns = ("milliseconds", "per s", "p50", "p95", "p99", "refused", "failed")
+    columns = ("request", "per s", "p50", "p95", "p99", "refused", "failed")
     table = _table(columns)
     for name, each in result.requests.items():
         table.add_row(escape(name), *_cells(each), _count(each.refused), _count(each.errors))
@@ -62,7 +64,7 @@ def show(result: Result, console: Console) -> None:
             table.add_row(str(step.users), *_cells(step.figures), *map("{:.0%}".format, shares))
         console.print(table)
     for line in _sentences(result):
-        console.print(escape(line))
+        console.print(escape(line), soft_wrap=True)
 
 
 def _table(columns: Sequence[str]) -> Table:

@@ -125,8 +125,13 @@ def _drive(options: Options) -> _Measured:
             gevent.sleep(options.seconds)
     except KeyboardInterrupt:
         measured.interrupted = True
-    runner.quit()
+    if runner.spawning_greenlet is not None:
+        runner.spawning_greenlet.kill()
+    # Before `quit`, which takes a look at the stack first: no answer is read for as long, a tenth
+    # of a second and more.
+    runner.stop_users(runner.user_classes_count)
     measured.seconds = recorder.seconds()
+    runner.quit()
     for told in runner.exceptions.values():
         raise RuntimeError(f"{told['msg']}\n{told['traceback']}")
     return measured

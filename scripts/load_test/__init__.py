@@ -1,0 +1,1 @@
+"""A load test of the service, on Locust: `python -m scripts.load_test`."""

@@ -291,6 +291,7 @@ def create_app(settings: Settings) -> web.Application:
     app.on_response_prepare.append(middlewares.tell_request_id)
     app.on_response_prepare.append(middlewares.allow_other_origins)
     app.cleanup_ctx.append(_send_traces)
+    app.cleanup_ctx.append(_watch_event_loop)
     app.cleanup_ctx.append(_run_services)
     app.on_shutdown.append(_stop_loads)
     operations = (
@@ -314,6 +315,12 @@ def create_app(settings: Settings) -> web.Application:
 async def _send_traces(app: web.Application) -> AsyncIterator[None]:
     async with app[METRICS].traces.sending():
         yield
+
+
+async def _watch_event_loop(app: web.Application) -> AsyncIterator[None]:
+    watching = asyncio.create_task(app[METRICS].watch_event_loop(), name="event-loop-lag")
+    yield
+    watching.cancel()
 
 
 async def _run_services(app: web.Application) -> AsyncIterator[None]:

@@ -4,13 +4,14 @@ Whoever measures gets the application's `Metrics`; nothing is kept outside of it
 applications in one process do not count into each other's figures.
 """
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal, NoReturn, get_args
 from weakref import WeakSet
 
 from prometheus_client import (
@@ -39,6 +40,8 @@ Limit = Literal["MAX_QUEUED", "MAX_UPLOADS_IN_MEMORY"]
 _LIMITS: Final[tuple[Limit, ...]] = get_args(Limit)
 
 _NAMESPACE: Final = "image_search"
+_LAG_SECONDS: Final = 0.1
+"""Between two looks at how late the event loop is."""
 _BUCKETS: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0),
@@ -104,6 +107,13 @@ class Metrics:
             "request_duration_seconds", "Time from a request's head to its answer's end.", "route"
         )
         self._in_flight = self._gauge("requests_in_flight", "Requests that are being answered.")
+        self._loop_lag = Histogram(
+            "event_loop_lag_seconds",
+            "By how much the event loop is late to what it was to do at a time.",
+            namespace=_NAMESPACE,
+            registry=self._registry,
+            buckets=_BUCKETS,
+        )
         stages = self._histogram(
             "stage_duration_seconds", "Time of a stage, its turn in the engine included.", "stage"
         )
@@ -181,6 +191,14 @@ class Metrics:
         """Sets the figures of places that are taken, and of bytes in memory, at the moment."""
         self._places.set(places)
         self._upload_bytes.set(size)
+
+    async def watch_event_loop(self) -> NoReturn:
+        """Measures how late the event loop is, over and over."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _LAG_SECONDS
+            await asyncio.sleep(_LAG_SECONDS)
+            self._loop_lag.observe(loop.time() - due)
 
     # Work
 

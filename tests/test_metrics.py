@@ -115,6 +115,20 @@ async def test_a_request_s_stages_are_its_own_those_of_its_tasks_included() -> N
     assert value(figures, "stage_duration_seconds_count", stage="write") == 2
 
 
+async def test_an_event_loop_that_is_held_up_is_seen_to_be_late() -> None:
+    figures = Metrics()
+    watching = asyncio.create_task(figures.watch_event_loop())
+    while value(figures, "event_loop_lag_seconds_count") == 0:
+        await asyncio.sleep(0.01)
+    time.sleep(0.6)  # noqa: ASYNC251 - as code does that forgets to await
+    while value(figures, "event_loop_lag_seconds_count") == 1:
+        await asyncio.sleep(0.01)
+    watching.cancel()
+    late = value(figures, "event_loop_lag_seconds_sum")
+    assert late is not None
+    assert late >= 0.5
+
+
 def test_sizes_of_batches_are_told_by_stage() -> None:
     figures = Metrics()
     assert value(figures, "batch_size_count", stage="embed") == 0

@@ -33,7 +33,7 @@ def test_generated_requests_are_answered_as_documented(tmp_path: Path) -> None:
             [
                 *(sys.executable, "-m", "schemathesis.cli"),
                 *("--config-file", str(tmp_path / "schemathesis.toml"), "--no-color"),
-                *("run", f"{service.url}/openapi.json", "--checks", "all", "--workers", "2"),
+                *("run", f"{service.url}/openapi.json", "--checks", "all"),
                 *("--max-examples", "25", "--seed", "1", "--continue-on-failure"),
             ],
             cwd=tmp_path,  # it leaves files where it runs

@@ -243,7 +243,7 @@ class PhotoWriter:
         replaced = [image for image in stored if image.replaced]
         try:
             if rows:
-                await self._vectors.upsert(collection.store, rows)
+                await self._vectors.insert(collection.store, rows)  # the catalog's ids are new
             if replaced:
                 await self._vectors.delete_images(
                     collection.store,

@@ -2,11 +2,11 @@
 
 from typing import Final, Literal, NamedTuple, Self
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.vision.letterbox import PADDING
-from backend.vision.resize import resize_into
 
 __all__ = ["CropGeometry", "crop_objects"]
 
@@ -113,9 +113,12 @@ def _paint(
         source.left - window.left, source.right - window.left, window.width, crop
     )
     top, bottom = _resized(source.top - window.top, source.bottom - window.top, window.height, crop)
-    resize_into(
-        crop[top:bottom, left:right],
+    shrinks = source.width * source.height > (right - left) * (bottom - top)
+    cv2.resize(
         photo[source.top : source.bottom, source.left : source.right],
+        (right - left, bottom - top),
+        dst=crop[top:bottom, left:right],
+        interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
     )
 
 

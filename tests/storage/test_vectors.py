@@ -146,16 +146,32 @@ async def test_rows_of_the_same_id_are_replaced(vectors: Engine, store: str) -> 
     assert hits[0].distance == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.parametrize("write", ["upsert", "insert"])
 async def test_what_is_written_is_found_and_what_is_deleted_is_not_at_once(
-    vectors: Engine, store: str
+    vectors: Engine, store: str, write: str
 ) -> None:
     for index, unit in enumerate(_unit(200)):
         row = ObjectVector(index + 1, index + 1, "cat", 0.5, unit)
-        await vectors.upsert(store, [row])
+        await getattr(vectors, write)(store, [row])
         assert await _found(vectors, store, unit, 1) == [row.id]
         if index % 5 == 0:
             await vectors.delete_images(store, [row.image_id])
             assert row.id not in await _found(vectors, store, unit)
+
+
+async def test_what_was_inserted_is_replaced_by_an_upsert_and_deleted_like_other_rows(
+    vectors: Engine, store: str
+) -> None:
+    units = _unit(300)
+    await vectors.insert(store, _rows(units))
+    await vectors.insert(store, [])
+    assert await vectors.ids(store) == set(range(1, 301))
+    await vectors.upsert(store, [ObjectVector(7, 9, "dog", 0.6, units[8])])
+    [hits] = await vectors.search(store, units[8:9], 2)
+    assert {hit.object_id for hit in hits} == {7, 9}
+    await vectors.delete(store, [7])
+    assert 7 not in await vectors.ids(store)
+    assert await _found(vectors, store, units[6], 1) != [7]
 
 
 async def test_no_rows_to_write_and_no_images_to_delete_do_nothing(

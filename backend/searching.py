@@ -330,18 +330,30 @@ class Searcher:
         while True:
             with self._figures.stage("search"):
                 best, unseen = await self._nearest_objects(collection, vectors, limit)
-            # The catalog is the truth: what it does not (or not yet) call indexed is no hit.
             with self._figures.stage("lookup"):
-                places = await self._catalog.places([hit.object_id for hit in best])
-            hits = [
-                PhotoHit(places[hit.object_id], max(0.0, hit.distance))
-                for hit in best
-                if hit.object_id in places
-            ]
+                hits = await self._placed(best, top_k)
             complete = len(hits) >= top_k and hits[top_k - 1].distance <= unseen
             if complete or unseen == math.inf or limit == MAX_HITS:
                 return hits[:top_k]
             limit = min(MAX_HITS, _MORE * limit)
+
+    async def _placed(self, best: Sequence[VectorHit], top_k: int) -> list[PhotoHit]:
+        """The first `top_k` or more of the hits that are in the catalog, in their order.
+
+        The catalog is the truth: what it does not (or not yet) call indexed is no hit.
+        """
+        hits: list[PhotoHit] = []
+        for start in range(0, len(best), top_k):
+            some = best[start : start + top_k]
+            places = await self._catalog.places([hit.object_id for hit in some])
+            hits += [
+                PhotoHit(places[hit.object_id], max(0.0, hit.distance))
+                for hit in some
+                if hit.object_id in places
+            ]
+            if len(hits) >= top_k:
+                break
+        return hits
 
     async def _nearest_objects(
         self, collection: Collection, vectors: NDArray[np.float32], limit: int

@@ -74,7 +74,9 @@ def copies_of(files: Sequence[Path], folder: Path, photos: int) -> Path:
 
 
 def load_seconds(service: Service, folder: Path, table: str) -> float:
-    """How long the service takes to load a folder into a collection, which is then dropped."""
+    """How long the service takes to load a folder into a new collection, which is then dropped."""
+    # Making one takes half a second, most of it pymilvus' first look at whether its index is there.
+    service.post("/api/v1/collections", json={"name": table}).raise_for_status()
     start_time = time.perf_counter()
     answer = service.post("/img/load", json={"File": str(folder), "Table": table})
     seconds = time.perf_counter() - start_time

@@ -177,17 +177,23 @@ class Searcher:
             EngineUnavailable: an engine does not answer, or not before the deadline.
         """
         check_collection_name(name)
-        with self._figures.stage("lookup"):
-            collection = await self._catalog.collection(name)
-        if collection is not None:
-            self._analyzer.check_collection(collection)
-        # A query that is no photo is an error, whatever there is to search in.
-        query = await self._analyzer.analyze(data)
+        # Side by side: a query that is no photo is an error, whatever there is to search in.
+        collection, query = await asyncio.gather(
+            self._collection(name), self._analyzer.analyze(data)
+        )
         if collection is None or not query.objects:
             return []
         vectors = query.embeddings[:MAX_QUERY_OBJECTS]
         hits = await self._ask(collection, lambda now: self.nearest(now, vectors, top_k))
         return [] if hits is None else hits
+
+    async def _collection(self, name: str) -> Collection | None:
+        """The collection of that name, where there is one; it can be searched in."""
+        with self._figures.stage("lookup"):
+            collection = await self._catalog.collection(name)
+        if collection is not None:
+            self._analyzer.check_collection(collection)
+        return collection
 
     async def find(
         self,
@@ -218,11 +224,9 @@ class Searcher:
         """
         check_collection_name(name)
         _check(wanted, top_k, after)
-        with self._figures.stage("lookup"):
-            collection = await self._catalog.collection(name)
+        collection = await self._collection(name)
         if collection is None:
             raise _no_collection(name)
-        self._analyzer.check_collection(collection)
         if vectors.ndim != 2 or vectors.shape[1] != collection.dim:
             raise InvalidInput(
                 f"the query vectors are of shape {list(vectors.shape)}, those of collection"

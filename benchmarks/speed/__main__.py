@@ -2,7 +2,8 @@
 
 Each part starts services of its own, on loopback, and measures what it compares in turns, so that
 a busy moment of the machine meets both sides. Prints one table, writes JSON. Takes about ten
-minutes on 2 cores; with `--only` a part or some of them.
+minutes on 2 cores; with `--only` a part or some of them. `memory`, a long load, is measured only
+where it is named.
 """
 
 import argparse
@@ -16,7 +17,16 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.reporting import add_common_arguments, environment, rounded, write_json
-from benchmarks.speed import growth, host, loading, original, overload, searching
+from benchmarks.speed import (
+    growth,
+    host,
+    loading,
+    memory,
+    original,
+    overload,
+    production,
+    searching,
+)
 from benchmarks.speed.bench import Bench
 
 _PARTS: Final[dict[str, ModuleType]] = {
@@ -26,8 +36,11 @@ _PARTS: Final[dict[str, ModuleType]] = {
     "original": original,
     "growth": growth,
     "overload": overload,
+    "triton": production,
+    "memory": memory,
 }
 """By their keys in the report, in the order in which they are measured."""
+_AT_REQUEST: Final = ("memory",)
 
 
 def render(report: dict[str, Any]) -> Table:
@@ -51,9 +64,9 @@ def main() -> None:
         "--only",
         nargs="+",
         choices=_PARTS,
-        default=list(_PARTS),
+        default=[name for name in _PARTS if name not in _AT_REQUEST],
         metavar="PART",
-        help=f"of {', '.join(_PARTS)}; all where none is named",
+        help=f"of {', '.join(_PARTS)}; where none is named, all but {', '.join(_AT_REQUEST)}",
     )
     parser.add_argument(
         "--scale", type=float, default=1.0, help="of counts and durations, for a quick look (1)"

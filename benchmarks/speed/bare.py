@@ -1,12 +1,13 @@
 """The ceiling: the networks alone, in the best loop that was found for them."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from benchmarks.speed.networks import Networks, PhotoTensors, photos_per_second
 
-__all__ = ["Loop", "best_loop", "run"]
+__all__ = ["Loop", "best_loop", "embedded_loop", "run"]
 
 _SECONDS: Final = 1.5
 """Of each way that is tried."""
@@ -25,6 +26,11 @@ class Loop:
     embedder_batch: int | None
     intra_op_threads: int = 1
     sessions: int = 1
+
+
+def embedded_loop() -> Loop:
+    """As the embedded default runs them."""
+    return Loop(os.cpu_count() or 1, 1, None)
 
 
 def _loops(cores: int) -> list[Loop]:

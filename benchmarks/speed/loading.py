@@ -4,9 +4,11 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Self
 
 import psutil
 
@@ -17,8 +19,9 @@ from benchmarks.speed import bare
 from benchmarks.speed.bench import Bench, copies_of, cpu_seconds, load_seconds, photo_files
 from benchmarks.speed.networks import Networks, PhotoTensors, ready_tensors
 from benchmarks.speed.rounds import medians
+from tests.service import Service
 
-__all__ = ["measure", "rows"]
+__all__ = ["Photos", "measure", "rows", "share_of_bare"]
 
 _SETS: Final = {"original": "photos", "val": "val"}
 """What the figures are called, by the folders of photos."""
@@ -36,37 +39,60 @@ def measure(bench: Bench) -> dict[str, Any]:
     cores = os.cpu_count() or 1
     report: dict[str, Any] = {}
     with bench.service("loading") as service:
-        process = psutil.Process(service.process.pid)
         for title, folder in _SETS.items():
-            files = photo_files(bench.data / folder / "images")[:_DISTINCT]
-            contents = [path.read_bytes() for path in files]
-            tensors = ready_tensors(contents)
+            photos = Photos.of(bench, title, folder)
             if "loop" not in report:
                 bench.log("load: which loop serves the networks alone best")
-                loop, report["loops"] = bare.best_loop(tensors, cores, scale=bench.scale)
+                loop, report["loops"] = bare.best_loop(photos.tensors, cores, scale=bench.scale)
                 report["loop"] = report["loops"][0]
-            photos = bench.scaled(_PHOTOS, least=20)
-            copies = copies_of(files, bench.scratch / f"load {title}", photos)
-            load_seconds(service, copies, "warm")
-            rounds = []
-            for number in range(bench.scaled(_ROUNDS, least=2)):
-                bench.log(f"load: {title}, round {number + 1}")
-                ceiling = bare.run(loop, tensors, seconds=_BARE_SECONDS * bench.scale)
-                before = cpu_seconds(process)
-                rate = photos / load_seconds(service, copies, f"round_{number}")
-                rounds.append(
-                    {
-                        "photos_per_second": rate,
-                        "bare_photos_per_second": ceiling,
-                        "share_of_bare": rate / ceiling,
-                        "cpu_ms": (cpu_seconds(process) - before) / photos * 1000,
-                    }
-                )
-            found = medians(rounds)
-            found["parts_ms"] = _parts(contents, tensors, found["cpu_ms"])
+            found = share_of_bare(bench, service, photos, loop)
+            found["parts_ms"] = _parts(photos.contents, photos.tensors, found["cpu_ms"])
             report[title] = found
     report["share_of_bare"] = report["original"]["share_of_bare"]
     return report
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Distinct photos, what the networks are given of them, and a folder of `count` copies."""
+
+    title: str
+    contents: list[bytes]
+    tensors: list[PhotoTensors]
+    folder: Path
+    count: int
+
+    @classmethod
+    def of(cls, bench: Bench, title: str, name: str) -> Self:
+        """The photos of one of the benchmark's folders."""
+        files = photo_files(bench.data / name / "images")[:_DISTINCT]
+        contents = [path.read_bytes() for path in files]
+        count = bench.scaled(_PHOTOS, least=20)
+        folder = copies_of(files, bench.scratch / f"load {title}", count)
+        return cls(title, contents, ready_tensors(contents), folder, count)
+
+
+def share_of_bare(
+    bench: Bench, service: Service, photos: Photos, loop: bare.Loop
+) -> dict[str, Any]:
+    """What a load reaches of the networks alone, in rounds that take turns."""
+    process = psutil.Process(service.process.pid)
+    load_seconds(service, photos.folder, "warm")
+    rounds = []
+    for number in range(bench.scaled(_ROUNDS, least=2)):
+        bench.log(f"load: {photos.title}, round {number + 1}")
+        ceiling = bare.run(loop, photos.tensors, seconds=_BARE_SECONDS * bench.scale)
+        before = cpu_seconds(process)
+        rate = photos.count / load_seconds(service, photos.folder, f"round_{number}")
+        rounds.append(
+            {
+                "photos_per_second": rate,
+                "bare_photos_per_second": ceiling,
+                "share_of_bare": rate / ceiling,
+                "cpu_ms": (cpu_seconds(process) - before) / photos.count * 1000,
+            }
+        )
+    return medians(rounds)
 
 
 def rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:

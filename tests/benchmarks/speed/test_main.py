@@ -1,0 +1,27 @@
+"""The command of the benchmark of speed."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.speed import __main__ as command
+from benchmarks.speed.bench import Bench
+
+
+def test_the_command_prints_what_it_is_asked_for_and_writes_it(
+    bench: Bench,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "speed.json"
+    words = ["speed", "--data", str(bench.data), "--only", "host", "--scale", "0.01"]
+    monkeypatch.setattr(sys, "argv", [*words, "--json", str(path)])
+    command.main()
+    assert "instant networks" in capsys.readouterr().out
+    report = json.loads(path.read_text("utf-8"))
+    assert report["scale"] == 0.01
+    assert report["host"]["cpu_per_decode"] > 1
+    assert "load" not in report

@@ -321,6 +321,7 @@ async def _watch_event_loop(app: web.Application) -> AsyncIterator[None]:
     watching = asyncio.create_task(app[METRICS].watch_event_loop(), name="event-loop-lag")
     yield
     watching.cancel()
+    await asyncio.wait([watching])
 
 
 async def _run_services(app: web.Application) -> AsyncIterator[None]:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(600)
 _NAMES = {"triton": "Triton", "milvus": "Milvus", "mysql": "MySQL"}
 _DEADLINE_SECONDS = 4
 _FROZEN_SECONDS = 20
-_PHOTOS = 40
+_PHOTOS = 100
 _seeds = itertools.count(1)
 
 
@@ -134,10 +134,13 @@ def _load_through(
     start_seed = 1000 * next(_seeds)
     write_photos(tmp_path / "photos", _PHOTOS, start=start_seed)
     service = subject.service
+    # Before the searches: with them, a Milvus takes longer to make one than a request may take.
+    _until(lambda: service.post("/api/v1/collections", json={"name": table}).ok)
     body = {"File": str(tmp_path / "photos"), "Table": table}
     with _searching(subject) as answers, ThreadPoolExecutor(1) as pool:
         loading = pool.submit(service.post, "/img/load", json=body)
-        _until(lambda: 0 < service.progress()[0] < _PHOTOS)
+        # Of this load: before it has begun, the progress is that of the one before.
+        _until(lambda: service.progress()[1] == _PHOTOS and 0 < service.progress()[0] < _PHOTOS)
         break_off()
         try:
             _readiness_until(service, tells)

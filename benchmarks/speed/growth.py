@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.reporting import percentiles_ms
-from benchmarks.speed.bench import Bench, photo_files
+from benchmarks.speed.bench import Bench, copies_of, photo_files
 from benchmarks.speed.clients import OK, Clients, clients
 from benchmarks.speed.filling import describe, fill
 from benchmarks.speed.networks import Networks, ready_tensors
 from benchmarks.speed.rounds import medians, percentile_ms, stage_seconds, stages_ms
-from benchmarks.speed.searching import copy_photos
 from tests.service import Service
 
 __all__ = ["measure", "rows"]
@@ -53,7 +52,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         for number in range(bench.scaled(_ROUNDS)):
             bench.log(f"growth: round {number + 1}")
             folder = bench.scratch / f"growth-photos-{number}"
-            copy_photos(loaded, folder)
+            copies_of(loaded, folder, len(loaded))
             growth.round(folder, len(loaded))
     return {"objects": sizes, "photos": len(loaded), **growth.report()}
 

@@ -15,11 +15,10 @@ from typing import Any, Final
 import requests
 
 from benchmarks.reporting import percentiles_ms
-from benchmarks.speed.bench import Bench, photo_files
+from benchmarks.speed.bench import Bench, copies_of, photo_files
 from benchmarks.speed.clients import OK, Answers, clients
 from benchmarks.speed.original_service import LISTENING
 from benchmarks.speed.rounds import medians, percentile_ms
-from benchmarks.speed.searching import copy_photos
 from tests.service import REPOSITORY
 
 __all__ = ["measure", "rows", "serve_original"]
@@ -68,7 +67,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         def folder() -> Path:
             """A new one: a path is loaded once."""
             path = bench.scratch / f"original-photos-{next(folders)}"
-            copy_photos(loaded, path)
+            copies_of(loaded, path, len(loaded))
             return path
 
         for url in (ours, theirs):  # so that nobody is cold

@@ -1,6 +1,5 @@
 """Searches in a collection of 40,000 objects, beside the networks alone on the same photos."""
 
-import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,14 +9,14 @@ from typing import Any, Final
 import psutil
 
 from benchmarks.reporting import percentiles_ms
-from benchmarks.speed.bench import Bench, photo_files
+from benchmarks.speed.bench import Bench, copies_of, photo_files
 from benchmarks.speed.clients import OK, Answers, Clients, clients
 from benchmarks.speed.filling import describe, fill
 from benchmarks.speed.networks import Networks, PhotoTensors, photos_per_second, ready_tensors
 from benchmarks.speed.rounds import medians, percentile_ms, stage_seconds, stages_ms
 from tests.service import Service
 
-__all__ = ["copy_photos", "measure", "rows"]
+__all__ = ["measure", "rows"]
 
 _OBJECTS: Final = 40_000
 _QUERIES: Final = 100
@@ -52,7 +51,8 @@ def measure(bench: Bench) -> dict[str, Any]:
         for number in range(bench.scaled(_ROUNDS)):
             bench.log(f"search: round {number + 1}")
             folder = bench.scratch / f"search-load-{number}"
-            copy_photos(files[: bench.scaled(_LOADED, least=4)], folder)
+            loaded = files[: bench.scaled(_LOADED, least=4)]
+            copies_of(loaded, folder, len(loaded))
             searching.round(tensors, folder)
     return {"objects": count, "photos": len(photos), **searching.report()}
 
@@ -86,13 +86,6 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         ),
         ("searches that failed", f"{report['errors']}", "0"),
     ]
-
-
-def copy_photos(files: Sequence[Path], folder: Path) -> None:
-    """Photos that no collection has yet: the same in a folder of their own."""
-    folder.mkdir()
-    for path in files:
-        shutil.copy(path, folder)
 
 
 class _Searching:

@@ -178,9 +178,15 @@ class Searcher:
         """
         check_collection_name(name)
         # Side by side: a query that is no photo is an error, whatever there is to search in.
-        collection, query = await asyncio.gather(
-            self._collection(name), self._analyzer.analyze(data)
-        )
+        lookup = asyncio.create_task(self._collection(name))
+        try:
+            query = await self._analyzer.analyze(data)
+        except BaseException:
+            # Without this it would go on behind the answer, and may outlive the application.
+            lookup.cancel()
+            await asyncio.gather(lookup, return_exceptions=True)
+            raise
+        collection = await lookup
         if collection is None or not query.objects:
             return []
         vectors = query.embeddings[:MAX_QUERY_OBJECTS]

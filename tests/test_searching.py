@@ -1,5 +1,6 @@
 """Which photos come back, and in which order."""
 
+import asyncio
 import itertools
 import math
 from collections.abc import Awaitable, Callable, Sequence
@@ -140,6 +141,19 @@ async def test_a_bad_query_is_refused_though_there_is_nothing_to_search(
         await services.searcher.search(b"no photo", "nothing", 3)
     with pytest.raises(InvalidInput):
         await services.searcher.search(encode(draw_photo(1)), "no name", 3)
+
+
+async def test_nothing_goes_on_behind_the_refusal_of_a_bad_query(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def takes_its_time(_name: str) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(services.catalog, "collection", takes_its_time)
+    before = asyncio.all_tasks()
+    with pytest.raises(InvalidImage):
+        await services.searcher.search(b"no photo", "nothing", 3)
+    assert asyncio.all_tasks() <= before
 
 
 @pytest.mark.parametrize(

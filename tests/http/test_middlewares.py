@@ -290,8 +290,12 @@ def test_a_request_that_is_slow_is_a_warning_that_says_where_the_time_went(
     assert list(slow["/img/upload"]) == ["", *analysis, "write"]
     assert list(slow["/healthz"]) == [""]
     for times in slow.values():
+        total = times.pop("")
+        # A search looks its collection up while the photo is analysed.
+        alongside = times.pop("lookup", 0.0)
         # Each figure is rounded to a tenth.
-        assert sum(times.values()) - times[""] <= times[""] + 0.1 * len(times)
+        assert alongside <= total + 0.1
+        assert sum(times.values()) <= total + 0.1 * len(times)
 
 
 def test_a_request_that_is_not_slow_is_no_warning(

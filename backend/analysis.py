@@ -10,9 +10,8 @@ their requests meet and make batches.
 
 import asyncio
 import math
-import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal, TypeAlias, TypeVar
@@ -20,13 +19,14 @@ from typing import Final, Literal, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.deadlines import acquire, before_deadline
+from backend.budget import Budget
+from backend.deadlines import before_deadline
 from backend.errors import EmbedderMismatch, EngineUnavailable, InvalidInput
 from backend.metrics import Metrics
 from backend.serving.models import Candidates, Detector, Embedder
 from backend.storage.catalog import Collection, NewObject
 from backend.vision.crops import crop_objects
-from backend.vision.decode import decode, read_header
+from backend.vision.decode import Header, check_pixels, decode, decoded_pixels, read_header
 from backend.vision.detections import select_detections
 from backend.vision.letterbox import Letterbox, letterbox
 from backend.vision.perceptual_hash import perceptual_hash
@@ -42,8 +42,8 @@ WHOLE_IMAGE_LABEL: Final = "image"
 _SIDES_OF_A_CROP: Final = 8
 """How many crops a photo's longer side holds at least where it is decoded at a reduced scale: of
 every object of an eighth of that side or more there are as many pixels as the embedder takes."""
-_REMOTE_PHOTOS: Final = 8
-"""Detected on together by a server: of 100 million pixels each, they take 2.4 GB."""
+_PIXELS_IN_MEMORY: Final = 200_000_000
+"""Of photos that a server detects on, 600 MB: some sixty of a phone's, a thousand of VOC's."""
 _MIN_REGION_SIDE: Final = 2
 """Pixels: less is a slip of the mouse."""
 _WHOLE_IMAGE_SCORE: Final = 1.0
@@ -112,8 +112,10 @@ class PhotoAnalyzer:
         self._max_pixels = max_pixels
         self._is_local = workers is not None
         self._workers = workers or Workers("vision")
-        self._decoded = asyncio.Semaphore(max((os.cpu_count() or 1) + 1, _REMOTE_PHOTOS))
-        """Photos whose pixels may wait for a server's answer."""
+        self._longer_side = max(detector.size, _SIDES_OF_A_CROP * embedder.size)
+        """So many pixels of a photo are enough."""
+        self._pixels = Budget(_PIXELS_IN_MEMORY)
+        """Of photos that wait for a server's answer."""
 
     async def analyze(self, data: bytes) -> AnalyzedPhoto:
         """Objects and embeddings of an encoded photo.
@@ -124,8 +126,8 @@ class PhotoAnalyzer:
         """
         if self._is_local:
             return await self._in_turn(self._analyze_here, data)
-        async with self._place():
-            width, height, objects, crops, phash = await self._find_objects(data)
+        async with self._place(data) as header:
+            width, height, objects, crops, phash = await self._find_objects(data, header)
         self._figures.batch("embed", len(crops))
         with self._figures.photo_analyzing(), self._figures.stage("embed"):
             embeddings = await self.embedder.embed(crops)
@@ -140,8 +142,8 @@ class PhotoAnalyzer:
         if self._is_local:
             width, height, objects, *_ = await self._in_turn(self._find_objects_here, data)
         else:
-            async with self._place():
-                width, height, objects, *_ = await self._find_objects(data)
+            async with self._place(data) as header:
+                width, height, objects, *_ = await self._find_objects(data, header)
         return width, height, objects
 
     def _analyze_here(self, data: bytes) -> AnalyzedPhoto:
@@ -153,17 +155,19 @@ class PhotoAnalyzer:
 
     def _find_objects_here(self, data: bytes) -> _Found:
         with self._figures.stage("decode"):
-            photo, square, placement, phash = self._prepare(data)
+            photo, square, placement, phash = self._prepare(data, read_header(data))
         with self._figures.stage("detect"):
             [candidates] = self.detector.detect_here(square[np.newaxis])
         with self._figures.stage("cut"):
             objects, crops = self._cut(photo, candidates, placement)
         return photo.width, photo.height, objects, crops, phash
 
-    async def _find_objects(self, data: bytes) -> _Found:
+    async def _find_objects(self, data: bytes, header: Header) -> _Found:
         with self._figures.photo_analyzing():
             with self._figures.stage("decode"):
-                photo, square, placement, phash = await self._workers.run(self._prepare, data)
+                photo, square, placement, phash = await self._workers.run(
+                    self._prepare, data, header
+                )
             with self._figures.stage("detect"):
                 [candidates] = await self.detector.detect(square[np.newaxis])
             with self._figures.stage("cut"):
@@ -186,17 +190,20 @@ class PhotoAnalyzer:
                 raise self._busy() from None
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        """One of the photos whose pixels may be in memory."""
-        with self._figures.photo_waiting():
-            try:
-                await acquire(self._decoded)
-            except TimeoutError:
-                raise self._busy() from None
-        try:
-            yield
-        finally:
-            self._decoded.release()
+    async def _place(self, data: bytes) -> AsyncIterator[Header]:
+        """Memory for a photo's pixels, of which its header tells."""
+        async with AsyncExitStack() as place:
+            with self._figures.photo_waiting():
+                try:
+                    async with before_deadline():
+                        header = await self._workers.run(read_header, data)
+                    # Before it waits: one that claims to be huge would have others wait for it.
+                    check_pixels(header, self._max_pixels)
+                    pixels = decoded_pixels(header, self._longer_side)
+                    await place.enter_async_context(self._pixels.part(pixels))
+                except TimeoutError:
+                    raise self._busy() from None
+            yield header
 
     def _busy(self) -> EngineUnavailable:
         return EngineUnavailable(
@@ -216,15 +223,15 @@ class PhotoAnalyzer:
         """
         if self._is_local:
             return await self._in_turn(partial(self._embed_objects_here, boxes=boxes), data)
-        async with self._place():
+        async with self._place(data) as header:
             with self._figures.stage("decode"):
-                crops = await self._workers.run(self._cut_known, data, boxes)
+                crops = await self._workers.run(self._cut_known, data, header, boxes)
         with self._figures.stage("embed"):
             return await self.embedder.embed(crops)
 
     def _embed_objects_here(self, data: bytes, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         with self._figures.stage("decode"):
-            crops = self._cut_known(data, boxes)
+            crops = self._cut_known(data, read_header(data), boxes)
         with self._figures.stage("embed"):
             return self.embedder.embed_here(crops)
 
@@ -244,8 +251,10 @@ class PhotoAnalyzer:
         boxes = await asyncio.to_thread(_clip_region, data, box)
         return await self.embed_objects(data, boxes)
 
-    def _cut_known(self, data: bytes, boxes: NDArray[np.float32]) -> NDArray[np.uint8]:
-        return self._crop(self._decode(data), boxes)
+    def _cut_known(
+        self, data: bytes, header: Header, boxes: NDArray[np.float32]
+    ) -> NDArray[np.uint8]:
+        return self._crop(self._decode(data, header), boxes)
 
     async def hash_photo(self, data: bytes) -> int | None:
         """The perceptual hash of an encoded photo, where it has one.
@@ -256,7 +265,7 @@ class PhotoAnalyzer:
         return await self._workers.run(self._hash, data)
 
     def _hash(self, data: bytes) -> int | None:
-        *_, phash = self._prepare(data)
+        *_, phash = self._prepare(data, read_header(data))
         return phash
 
     def check_collection(self, collection: Collection) -> None:
@@ -278,18 +287,16 @@ class PhotoAnalyzer:
             " as it was"
         )
 
-    def _decode(self, data: bytes) -> _Photo:
-        header = read_header(data)
+    def _decode(self, data: bytes, header: Header) -> _Photo:
         pixels = decode(
-            data,
-            max_pixels=self._max_pixels,
-            longer_side=max(self.detector.size, _SIDES_OF_A_CROP * self.embedder.size),
-            header=header,
+            data, max_pixels=self._max_pixels, longer_side=self._longer_side, header=header
         )
         return _Photo(pixels, header.width, header.height)
 
-    def _prepare(self, data: bytes) -> tuple[_Photo, NDArray[np.uint8], Letterbox, int | None]:
-        photo = self._decode(data)
+    def _prepare(
+        self, data: bytes, header: Header
+    ) -> tuple[_Photo, NDArray[np.uint8], Letterbox, int | None]:
+        photo = self._decode(data, header)
         square, placement = letterbox(
             photo.pixels, self.detector.size, full_size=(photo.width, photo.height)
         )

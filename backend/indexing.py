@@ -21,6 +21,7 @@ import numpy as np
 import structlog
 
 from backend.analysis import PhotoAnalyzer
+from backend.budget import Budget
 from backend.deadlines import acquire, deadline, time_left
 from backend.errors import (
     Conflict,
@@ -34,6 +35,7 @@ from backend.errors import (
 from backend.files import open_regular_file
 from backend.metrics import LoadProgress, Metrics
 from backend.names import check_collection_name
+from backend.pace import Pace
 from backend.scanning import FolderScan, FoundPhoto, scan_folder
 from backend.settings import Settings
 from backend.storage.catalog import (
@@ -57,6 +59,12 @@ _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
+_LOWEST_PACE: Final = 2 * (os.cpu_count() or 1)
+"""Photos of a load in flight at least: on each core one, and one that is read meanwhile."""
+_HIGHEST_PACE: Final = 256
+"""At most: a GPU's batches are full with fewer."""
+_FILE_BYTES_IN_MEMORY: Final = 2**29
+"""Of the files of photos in flight, 512 MiB, or one that is larger."""
 _LOOKUP_CHUNK: Final = 500
 """Photos whose rows are looked up with one query."""
 _COMMIT_PHOTOS: Final = 64
@@ -232,6 +240,9 @@ class Indexer:
         self._uploads = uploads
         self._writer = writer
         self._traces = figures.traces
+        fixed = settings.load_concurrency
+        self._pace = Pace(fixed or _LOWEST_PACE, fixed or _HIGHEST_PACE)
+        self._bytes = Budget(_FILE_BYTES_IN_MEMORY)
         self._files = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="files")
         self._starting = asyncio.Lock()  # one load at a time is looked up and registered
         self._turn = asyncio.Lock()  # one load at a time runs: the networks are the work
@@ -385,6 +396,7 @@ class Indexer:
             found=found,
             processed=processed,
             failed=sum(load.counts.failed for load in self._shown),
+            pace=self._pace.level,
         )
 
     def waiting_loads(self) -> list[Load]:
@@ -463,54 +475,51 @@ class Indexer:
                     load.wait_for(trouble.engine)
                     _log.warning("load.waiting", load=load.id, engine=trouble.engine)
                 await self._writer.outages.over(trouble)
+                self._pace.go_on()
                 if load is not None and load.waiting_for is not None:
                     load.wait_for(None)
                     _log.info("load.going_on", load=load.id)
 
     async def _index(self, load: Load) -> None:
-        concurrency = self._settings.load_concurrency
-        found: asyncio.Queue[tuple[FoundPhoto, Image | None] | None] = asyncio.Queue(concurrency)
         # As many as a commit takes: while one is made, the photos of the next go on.
         ready: asyncio.Queue[PreparedPhoto | TouchedImage | None] = asyncio.Queue(_COMMIT_PHOTOS)
 
-        async def feed() -> None:
-            for start in range(0, len(load.photos), _LOOKUP_CHUNK):
-                chunk = load.photos[start : start + _LOOKUP_CHUNK]
-                keys = [path_key(photo.path) for photo in chunk]
-                look_up = partial(self._catalog.images_by_key, load.collection.id, keys)
-                rows = await self.patiently(load, look_up)
-                known = [(photo, rows.get(key)) for photo, key in zip(chunk, keys, strict=True)]
-                changed = [pair for pair in known if not _is_unchanged(*pair)]
-                if unchanged := len(known) - len(changed):
-                    load.add(LoadCounts(unchanged=unchanged))
-                for pair in changed:
-                    await found.put(pair)
-            for _ in range(concurrency):
-                await found.put(None)
-
-        async def work() -> None:
-            while (item := await found.get()) is not None:
-                with self._traces.work("photo", **{"photo.path": item[0].path}):
-                    prepared = await self._prepare(load, *item)
-                await ready.put(prepared)
+        async def read() -> None:
+            async with asyncio.TaskGroup() as photos:
+                for start in range(0, len(load.photos), _LOOKUP_CHUNK):
+                    chunk = load.photos[start : start + _LOOKUP_CHUNK]
+                    keys = [path_key(photo.path) for photo in chunk]
+                    look_up = partial(self._catalog.images_by_key, load.collection.id, keys)
+                    rows = await self.patiently(load, look_up)
+                    known = [(photo, rows.get(key)) for photo, key in zip(chunk, keys, strict=True)]
+                    changed = [pair for pair in known if not _is_unchanged(*pair)]
+                    if unchanged := len(known) - len(changed):
+                        load.add(LoadCounts(unchanged=unchanged))
+                    for pair in changed:
+                        await self._pace.enter()
+                        task = photos.create_task(work(*pair))
+                        # A task that is cancelled before its first step would never leave.
+                        task.add_done_callback(lambda _: self._pace.leave())
             await ready.put(None)
 
+        async def work(photo: FoundPhoto, known: Image | None) -> None:
+            with self._traces.work("photo", **{"photo.path": photo.path}):
+                prepared = await self._prepare(load, photo, known)
+            await ready.put(prepared)
+
         async def write() -> None:
-            working = concurrency
-            while working:
+            batch: list[PreparedPhoto | TouchedImage | None] = []
+            while not batch or batch[-1] is not None:
                 batch = [await ready.get()]
-                working -= batch.count(None)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_COMMIT_SECONDS):
-                        while working and len(batch) < _COMMIT_PHOTOS:
+                        while batch[-1] is not None and len(batch) < _COMMIT_PHOTOS:
                             batch.append(await ready.get())
-                            working -= batch[-1] is None
                 await self._write_batch(load, [item for item in batch if item is not None])
 
+        self._pace.begin()
         async with asyncio.TaskGroup() as group:
-            group.create_task(feed())
-            for _ in range(concurrency):
-                group.create_task(work())
+            group.create_task(read())
             group.create_task(write())
 
     async def _prepare(
@@ -521,10 +530,11 @@ class Indexer:
         try:
             if photo.problem:
                 raise InvalidImage(photo.problem)
-            data, sha256 = await self._in_file_thread(self._read, photo)
-            if known is not None and known.state == "indexed" and known.sha256 == sha256:
-                return TouchedImage(known.id, photo.size, photo.mtime_ns)
-            analyzed = await self.patiently(load, partial(self._analyzer.analyze, data))
+            async with self._bytes.part(photo.size):
+                data, sha256 = await self._in_file_thread(self._read, photo)
+                if known is not None and known.state == "indexed" and known.sha256 == sha256:
+                    return TouchedImage(known.id, photo.size, photo.mtime_ns)
+                analyzed = await self.patiently(load, partial(self._analyzer.analyze, data))
         except ServiceError as problem:
             return self._failed(photo, sha256, str(problem))
         except OSError as problem:

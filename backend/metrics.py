@@ -77,13 +77,17 @@ def add_stage_times(times: Mapping[Stage, float]) -> None:
 
 @dataclass(frozen=True)
 class LoadProgress:
-    """The loads that are under way, and the photos of those that `/progress` is about."""
+    """The loads that are under way, and the photos of those that `/progress` is about.
+
+    `pace`: photos that may be in flight together.
+    """
 
     running: int
     waiting: int
     found: int
     processed: int
     failed: int
+    pace: int
 
 
 class Metrics:
@@ -155,6 +159,9 @@ class Metrics:
         )
         self._photos_failed = self._gauge(
             "load_photos_failed", f"Photos that could not be indexed, {of_loads}."
+        )
+        self._pace = self._gauge(
+            "load_photos_in_flight_limit", "Photos of loads that may be in flight together."
         )
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
@@ -264,6 +271,7 @@ class Metrics:
         self._photos_found.set(progress.found)
         self._photos_processed.set(progress.processed)
         self._photos_failed.set(progress.failed)
+        self._pace.set(progress.pace)
 
     def exposition(self) -> bytes:
         """All figures in Prometheus' text format 0.0.4."""

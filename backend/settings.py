@@ -101,11 +101,12 @@ class Settings(BaseSettings):
     url_fetch: bool | None = Field(
         None, description="whether /img/upload may fetch a URL (unset: only while HOST is loopback)"
     )
-    load_concurrency: int = Field(
-        2 * (os.cpu_count() or 1),
+    load_concurrency: int | None = Field(
+        None,
         ge=1,
         le=1024,
-        description="photos of a load in flight together (default: twice the CPU cores)",
+        description="photos of a load in flight together (unset: as many as make it fastest, measured as"
+        " it runs, up to 256)",
     )
 
     max_queued: int = Field(

@@ -13,7 +13,6 @@ _README: Final = Path(__file__).resolve().parent.parent / "README.md"
 # Defaults that depend on the machine are told in words.
 _IN_WORDS: Final = {
     "model_repository": "`model_repository`",
-    "load_concurrency": "2 x cores",
     "max_queued": "20 x cores",
 }
 

@@ -11,13 +11,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from backend.analysis import PhotoAnalyzer
 from backend.app import open_services
 from backend.deadlines import deadline
-from backend.errors import EmbedderMismatch, EngineUnavailable, InvalidImage, InvalidInput
+from backend.errors import (
+    EmbedderMismatch,
+    EngineUnavailable,
+    InvalidImage,
+    InvalidInput,
+    TooLarge,
+)
 from backend.metrics import Metrics
+from backend.serving.models import Candidates
 from backend.settings import Settings
 from backend.vision.crops import CropGeometry, crop_objects
 from backend.vision.decode import decode
@@ -128,6 +136,55 @@ async def test_crops_of_a_jpeg_decoded_at_a_reduced_scale_are_as_of_the_whole() 
         )
         [whole] = await analyzer.embedder.embed(crops)
         assert reduced @ whole > 0.999
+
+
+async def test_a_server_works_on_as_many_photos_as_there_is_memory_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = encode(draw_photo(1, width=320, height=240))
+    monkeypatch.setattr("backend.analysis._PIXELS_IN_MEMORY", 3 * 320 * 240)
+    async with open_analyzer(Metrics(), remote=True) as analyzer:
+        detect = analyzer.detector.detect
+        working: list[int] = []
+        now = 0
+
+        async def counted(images: NDArray[np.uint8]) -> list[Candidates]:
+            nonlocal now
+            now += 1
+            working.append(now)
+            await asyncio.sleep(0.02)  # for others to come, where they may
+            found = await detect(images)
+            now -= 1
+            return found
+
+        monkeypatch.setattr(analyzer.detector, "detect", counted)
+        await asyncio.gather(*(analyzer.analyze(data) for _ in range(12)))
+        assert len(working) == 12
+        assert max(working) == 3
+
+
+async def test_a_photo_that_claims_to_be_huge_is_refused_before_it_waits_for_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = encode(draw_photo(1, width=320, height=240))
+    monkeypatch.setattr("backend.analysis._PIXELS_IN_MEMORY", 320 * 240)
+    async with open_analyzer(Metrics(), max_pixels=320 * 240, remote=True) as analyzer:
+        detect = analyzer.detector.detect
+        working, go_on = asyncio.Event(), asyncio.Event()
+
+        async def held(images: NDArray[np.uint8]) -> list[Candidates]:
+            working.set()
+            await go_on.wait()
+            return await detect(images)
+
+        monkeypatch.setattr(analyzer.detector, "detect", held)
+        busy = asyncio.create_task(analyzer.analyze(data))
+        await working.wait()
+        with pytest.raises(TooLarge):
+            async with asyncio.timeout(30):
+                await analyzer.analyze(encode(draw_photo(1, width=321, height=240)))
+        go_on.set()
+        await busy
 
 
 @pytest.mark.parametrize("remote", [False, True], ids=["here", "remote"])

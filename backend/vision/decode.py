@@ -16,7 +16,17 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from backend.errors import InvalidImage, TooLarge, UnsupportedFormat
 
-__all__ = ["CONTENT_TYPES", "EXTENSIONS", "SNIFF_BYTES", "Header", "decode", "read_header", "sniff"]
+__all__ = [
+    "CONTENT_TYPES",
+    "EXTENSIONS",
+    "SNIFF_BYTES",
+    "Header",
+    "check_pixels",
+    "decode",
+    "decoded_pixels",
+    "read_header",
+    "sniff",
+]
 
 CONTENT_TYPES: Final = {
     "JPEG": "image/jpeg",
@@ -49,7 +59,8 @@ _REDUCTIONS: Final = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
 }
-"""By what they divide a side. "Grayscale" gives way to the colours that are asked for besides."""
+"""OpenCV's flags, by what they divide a side. "Grayscale" gives way to the colours that are asked
+for besides."""
 
 # EXIF 2.32, tag 0x0112: how the stored rows and columns are turned to stand upright.
 _TRANSPOSED: Final = frozenset({5, 6, 7, 8})
@@ -159,6 +170,22 @@ def decode(
     """
     if header is None:
         header = read_header(data)
+    check_pixels(header, max_pixels)
+    if header.has_alpha:
+        pixels = _decode_over_white(data, header)
+    else:
+        reduction = _REDUCTIONS.get(_divisor(header, longer_side), 0)
+        pixels = _decode_opaque(data, header, reduction)
+    return np.ascontiguousarray(_upright(pixels, header.orientation))
+
+
+def check_pixels(header: Header, max_pixels: int) -> None:
+    """Refuses a photo by the number of its pixels, as `decode` does.
+
+    Raises:
+        InvalidImage: it has none.
+        TooLarge: more than `max_pixels`.
+    """
     if header.width * header.height > max_pixels:
         raise TooLarge(
             f"the photo has {header.width} x {header.height} pixels,"
@@ -166,22 +193,20 @@ def decode(
         )
     if header.width == 0 or header.height == 0:
         raise InvalidImage(f"the {header.format} file says that it has no pixels")
-    if header.has_alpha:
-        pixels = _decode_over_white(data, header)
-    else:
-        pixels = _decode_opaque(data, header, _reduction(header, longer_side))
-    return np.ascontiguousarray(_upright(pixels, header.orientation))
 
 
-def _reduction(header: Header, longer_side: int | None) -> int:
-    """OpenCV's flag for the smallest scale that leaves the longer side so long; 0 for none."""
+def decoded_pixels(header: Header, longer_side: int | None = None) -> int:
+    """How many pixels `decode` makes of a photo, to within a row and a column of them."""
+    return header.width * header.height // _divisor(header, longer_side) ** 2
+
+
+def _divisor(header: Header, longer_side: int | None) -> int:
+    """By what a side can be divided that leaves the longer one so long."""
     # Of other formats OpenCV would reduce what it has decoded as a whole, by leaving pixels out.
     if longer_side is None or header.format != "JPEG":
-        return 0
-    for divisor, flag in _REDUCTIONS.items():
-        if max(header.width, header.height) >= divisor * longer_side:
-            return flag
-    return 0
+        return 1
+    longest = max(header.width, header.height)
+    return next((divisor for divisor in _REDUCTIONS if longest >= divisor * longer_side), 1)
 
 
 def _decode_opaque(data: bytes, header: Header, reduction: int) -> NDArray[np.uint8]:

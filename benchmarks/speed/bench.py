@@ -1,10 +1,11 @@
 """What every part of the benchmark of speed is given, and the service that it measures."""
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -24,12 +25,14 @@ class Bench:
         scale: of every count and duration, in parts of what the figures are reported with; tests
             run with a small one.
         log: tells what is going on.
+        lags: the services that have ended, and the p99 of their event loops' lag in milliseconds.
     """
 
     data: Path
     scratch: Path
     scale: float
     log: Callable[[str], None]
+    lags: dict[str, float] = field(default_factory=dict)
 
     def scaled(self, count: int, *, least: int = 1) -> int:
         """A count of things to measure, at this scale."""
@@ -45,6 +48,7 @@ class Bench:
         service = start(folder, as_flags(settings or {}), folder / "data", prefix)
         try:
             yield service
+            self.lags[name] = _lag_p99_ms(service.get("/metrics").text)
         finally:
             service.stop()
 
@@ -94,3 +98,17 @@ def cpu_seconds(process: psutil.Process) -> float:
 def spread(values: Sequence[float]) -> list[float]:
     """The least and the greatest."""
     return [min(values), max(values)]
+
+
+def _lag_p99_ms(exposition: str) -> float:
+    """The least bucket's limit under which 99 of 100 lags of the event loop are."""
+    buckets = [
+        (float(limit), float(count))
+        for limit, count in re.findall(
+            r'^image_search_event_loop_lag_seconds_bucket\{le="([^"]+)"\} (\S+)$',
+            exposition,
+            re.M,
+        )
+    ]
+    total = buckets[-1][1]
+    return next(limit for limit, count in buckets if count >= 0.99 * total) * 1000

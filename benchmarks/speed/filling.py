@@ -26,6 +26,7 @@ __all__ = ["describe", "fill"]
 _COMMIT_PHOTOS: Final = 500
 _SEED: Final = 0
 _LABEL: Final = "object"
+_EMBEDDED: Final[Mapping[str, str]] = {}
 
 
 def describe(tensors: Sequence[PhotoTensors], networks: Networks) -> DescribedObjects:
@@ -35,28 +36,37 @@ def describe(tensors: Sequence[PhotoTensors], networks: Networks) -> DescribedOb
     return DescribedObjects((_LABEL,) * len(photos), photos, np.concatenate(vectors))
 
 
-def fill(objects: DescribedObjects, counts: Mapping[Path, int]) -> None:
+def fill(
+    objects: DescribedObjects,
+    counts: Mapping[Path, int],
+    settings: Mapping[str, str] = _EMBEDDED,
+) -> None:
     """Makes services' data folders whose default collections hold so many objects.
+
+    `settings`: of the services' engines.
 
     They are noisy copies of real ones, so that they lie in clusters as real ones do, in photos of
     as many objects; no such photo has a file.
     """
     context = multiprocessing.get_context("spawn")  # what it opens and needs ends with it
     with ProcessPoolExecutor(1, mp_context=context) as process:
-        process.submit(_run, objects, counts).result()
+        process.submit(_run, objects, counts, dict(settings)).result()
 
 
-def _run(objects: DescribedObjects, counts: Mapping[Path, int]) -> None:
+def _run(
+    objects: DescribedObjects, counts: Mapping[Path, int], settings: Mapping[str, str]
+) -> None:
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # Milvus Lite's own
     dimension = objects.vectors.shape[1]
     unchanged = expansion(dimension, dimension, seed=_SEED)
     for data_dir, count in counts.items():
-        asyncio.run(_fill(data_dir, multiply(objects, count, unchanged, seed=_SEED)))
+        copies = multiply(objects, count, unchanged, seed=_SEED)
+        asyncio.run(_fill({**settings, "data_dir": str(data_dir)}, copies))
 
 
-async def _fill(data_dir: Path, objects: DescribedObjects) -> None:
+async def _fill(chosen: Mapping[str, str], objects: DescribedObjects) -> None:
     names = {name.lower(): model for name, model in SMALL_PAIR.items()}
-    settings = Settings.load(data_dir=data_dir, model_repository=MODELS, **names)
+    settings = Settings.load(model_repository=MODELS, **names, **chosen)
     starts = [0, *(np.flatnonzero(np.diff(objects.photos)) + 1).tolist(), len(objects)]
     edges = list(itertools.pairwise(starts))
     async with open_services(settings) as services:

@@ -1,6 +1,5 @@
 """A long load: what it does to the memory of the service, and to its event loop."""
 
-import re
 import shutil
 import threading
 import time
@@ -58,7 +57,6 @@ def measure(bench: Bench) -> dict[str, Any]:
             watching.join()
         seconds = time.perf_counter() - start
         samples.append((count, *_resident(process)))
-        lag = _lag_p99_ms(service.get("/metrics").text)
     after = [sample for sample in samples if sample[0] >= settled]
     return {
         "photos": count,
@@ -67,7 +65,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         "service_mb": [after[0][1] / 2**20, max(each[1] for each in after) / 2**20],
         "service_growth_mb": (max(each[1] for each in after) - after[0][1]) / 2**20,
         "vectors_growth_mb": (max(each[2] for each in after) - after[0][2]) / 2**20,
-        "loop_lag_p99_ms": lag,
+        "loop_lag_p99_ms": bench.lags["memory"],
     }
 
 
@@ -104,17 +102,3 @@ def _resident(process: psutil.Process) -> tuple[int, int]:
     """Bytes of the service and of what it has started: Milvus Lite."""
     own = process.memory_info().rss
     return own, sum(child.memory_info().rss for child in process.children(recursive=True))
-
-
-def _lag_p99_ms(exposition: str) -> float:
-    """The least bucket's limit under which 99 of 100 lags of the event loop are."""
-    buckets = [
-        (float(limit), float(count))
-        for limit, count in re.findall(
-            r'^image_search_event_loop_lag_seconds_bucket\{le="([^"]+)"\} (\S+)$',
-            exposition,
-            re.M,
-        )
-    ]
-    total = buckets[-1][1]
-    return next(limit for limit, count in buckets if count >= 0.99 * total) * 1000

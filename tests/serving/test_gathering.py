@@ -86,6 +86,21 @@ async def test_who_waits_goes_with_the_next_call(model: Doubling) -> None:
     assert model.calls == [[1], [1, 1, 1, 1]]
 
 
+async def test_a_search_goes_before_the_photos_of_a_load(model: Doubling) -> None:
+    model.go.clear()
+    asked = gatherer(model)
+    first = ask(asked, 0)
+    loads = [ask(asked, value, rows=5) for value in range(2)]
+    await settle()
+    with deadline(60):
+        search = ask(asked, 9, rows=3)
+    await settle()
+    model.go.set()
+    await search
+    assert model.calls[1][0] == 3
+    await asyncio.gather(first, *loads)
+
+
 async def test_two_calls_share_what_waits(model: Doubling) -> None:
     model.go.clear()
     asked = gatherer(model, places=2)

@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from backend.errors import InvalidImage, ServiceError, TooLarge, UnsupportedFormat
-from backend.vision.decode import CONTENT_TYPES, SNIFF_BYTES, decode, read_header, sniff
+from backend.vision.decode import (
+    CONTENT_TYPES,
+    SNIFF_BYTES,
+    decode,
+    decoded_pixels,
+    read_header,
+    sniff,
+)
 
 WIDTH, HEIGHT = 37, 23
 MANY = 10**8
@@ -541,6 +548,8 @@ def test_a_jpeg_is_reduced_to_no_less_than_what_is_enough(
     image = Image.fromarray(cv2.resize(_scene(), (800, 600), interpolation=cv2.INTER_CUBIC))
     data = _save(image, "JPEG", quality=95, exif=exif)
     pixels = decode(data, max_pixels=MANY, longer_side=longer_side)
+    told = decoded_pixels(read_header(data), longer_side)
+    assert abs(told - pixels.shape[0] * pixels.shape[1]) <= sum(pixels.shape[:2])
     reference = np.asarray(Image.fromarray(_by_pillow(data)).reduce(divisor), np.int64)
     assert pixels.shape == reference.shape
     assert np.abs(pixels - reference).mean() < 2

@@ -105,8 +105,8 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=1024,
-        description="photos of a load in flight together (unset: as many as make it fastest, measured as"
-        " it runs, up to 256)",
+        description="photos of a load in flight together (unset: as many as make it fastest,"
+        " measured as it runs, up to 256)",
     )
 
     max_queued: int = Field(

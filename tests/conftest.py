@@ -24,6 +24,18 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
+_TESTS = Path(__file__).parent
+_DRIVE_OTHER_PROGRAMS = ("page/", "engines/", "serving/test_triton.py")
+"""Chromium lets events go by, and Triton ends at times when a process of its is killed."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives tests that drive other people's programs a second chance, which the summary names."""
+    for item in items:
+        if item.path.relative_to(_TESTS).as_posix().startswith(_DRIVE_OTHER_PROGRAMS):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests marked `every_combination` run once for each combination of engines."""
     if metafunc.definition.get_closest_marker("every_combination"):

@@ -1,6 +1,7 @@
 """Photos in, by the page: folders with live progress, files of the browser, what fails and why."""
 
 import re
+import time
 from pathlib import Path
 
 from playwright.sync_api import expect
@@ -144,10 +145,13 @@ def test_a_folder_that_is_dropped_on_photos_is_added_with_all_below(
         client.send("Input.dispatchDragEvent", {"type": kind, "x": 600, "y": 400, "data": data})
 
     drag("dragEnter")
-    # As a hand that moves on: Chromium lets a drop go by that comes before the page's answer.
-    for moves in range(1, 4):
+    # As a hand that moves on: Chromium lets a drop go by that comes before the page's answer, and
+    # now and then a move that does.
+    end = time.monotonic() + 30
+    while page.evaluate("window.accepted") < 3:
+        assert time.monotonic() < end
         drag("dragOver")
-        page.wait_for_function("moves => window.accepted >= moves", arg=moves)
+        page.wait_for_timeout(50)
     expect(page.locator(".veil")).to_have_text("Drop the photos to add them")
     drag("drop")
     expect(page).to_have_url(re.compile("view=loads"))

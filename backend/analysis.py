@@ -1,14 +1,14 @@
 """From the bytes of a photo to its objects and their embeddings.
 
 The one path that every photo takes, whether it is indexed or searched for: equal bytes therefore
-get equal vectors. Decoding, letterboxing and cropping run in threads, never on the event loop.
+get equal vectors. Photos are decoded in processes of their own (`decoding`); who waits for them,
+letterboxes and crops are threads, never the event loop.
 
-Models that run in the process have a photo go the whole way in one thread, without a step aside
-between its stages: on each core a photo. Models of a server have many photos under way, so that
-their requests meet and make batches.
+Models that run in the process have a photo go the whole way in one thread, which waits for its
+decoding and then does the rest: on each core a photo. Models of a server have many photos under
+way, so that their requests meet and make batches.
 """
 
-import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 
 from backend.budget import Budget
 from backend.deadlines import before_deadline
+from backend.decoding.pool import DecodedPhoto, Decoders
 from backend.errors import EmbedderMismatch, EngineUnavailable, InvalidInput
 from backend.metrics import Metrics
 from backend.serving.models import Candidates, Detector, Embedder
 from backend.storage.catalog import Collection, NewObject
 from backend.vision.crops import crop_objects
-from backend.vision.decode import Header, check_pixels, decode, decoded_pixels, read_header
+from backend.vision.decode import Header, decoded_pixels
 from backend.vision.detections import select_detections
 from backend.vision.letterbox import Letterbox, letterbox
 from backend.vision.perceptual_hash import perceptual_hash
@@ -51,22 +52,6 @@ _WHOLE_IMAGE_SCORE: Final = 1.0
 
 
 @dataclass(frozen=True)
-class _Photo:
-    """Upright RGB pixels, uint8 [H, W, 3], and the size of the photo, of which they may be a
-    reduced copy."""
-
-    pixels: NDArray[np.uint8]
-    width: int
-    height: int
-
-    def own(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Boxes [N, 4] xyxy, from pixels of the photo to these."""
-        height, width = self.pixels.shape[:2]
-        scale = np.array([width / self.width, height / self.height] * 2, np.float32)
-        return boxes * scale
-
-
-@dataclass(frozen=True)
 class AnalyzedPhoto:
     """A photo's upright size in pixels, its objects, best score first, and their embeddings.
 
@@ -83,6 +68,8 @@ class AnalyzedPhoto:
 
 _Found: TypeAlias = tuple[int, int, list[NewObject], NDArray[np.uint8], int | None]
 """Width, height, objects, crops and hash; a large photo's pixels do not outlive it."""
+_BoxesOf: TypeAlias = Callable[[Header], NDArray[np.float32]]
+"""The boxes, float32 [N, 4], that are to be cut out of a photo with such a header."""
 
 
 class PhotoAnalyzer:
@@ -100,7 +87,7 @@ class PhotoAnalyzer:
         *,
         engine_name: str,
         whole_image: Literal["fallback", "always", "never"],
-        max_pixels: int,
+        decoders: Decoders,
         workers: Workers | None = None,
     ) -> None:
         """`workers`: the threads that run the models; None where they run elsewhere."""
@@ -109,7 +96,7 @@ class PhotoAnalyzer:
         self.embedder = embedder
         self._figures = figures
         self._whole_image = whole_image
-        self._max_pixels = max_pixels
+        self._decoders = decoders
         self._is_local = workers is not None
         self._workers = workers or Workers("vision")
         self._longer_side = max(detector.size, _SIDES_OF_A_CROP * embedder.size)
@@ -117,17 +104,25 @@ class PhotoAnalyzer:
         self._pixels = Budget(_PIXELS_IN_MEMORY)
         """Of photos that wait for a server's answer."""
 
+    def warm_up(self) -> None:
+        """Starts what the first photo would wait for. Blocks: call it in a thread.
+
+        Raises:
+            Unavailable: it cannot be started at the moment.
+        """
+        self._decoders.start()
+
     async def analyze(self, data: bytes) -> AnalyzedPhoto:
         """Objects and embeddings of an encoded photo.
 
         Raises:
-            InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`.
+            InvalidImage, UnsupportedFormat, TooLarge: see `Decoders.decode`.
             EngineUnavailable: the models do not answer, or not before the deadline.
         """
         if self._is_local:
             return await self._in_turn(self._analyze_here, data)
-        async with self._place(data) as header:
-            width, height, objects, crops, phash = await self._find_objects(data, header)
+        async with self._place(data):
+            width, height, objects, crops, phash = await self._find_objects(data)
         self._figures.batch("embed", len(crops))
         with self._figures.photo_analyzing(), self._figures.stage("embed"):
             embeddings = await self.embedder.embed(crops)
@@ -142,8 +137,8 @@ class PhotoAnalyzer:
         if self._is_local:
             width, height, objects, *_ = await self._in_turn(self._find_objects_here, data)
         else:
-            async with self._place(data) as header:
-                width, height, objects, *_ = await self._find_objects(data, header)
+            async with self._place(data):
+                width, height, objects, *_ = await self._find_objects(data)
         return width, height, objects
 
     def _analyze_here(self, data: bytes) -> AnalyzedPhoto:
@@ -155,24 +150,22 @@ class PhotoAnalyzer:
 
     def _find_objects_here(self, data: bytes) -> _Found:
         with self._figures.stage("decode"):
-            photo, square, placement, phash = self._prepare(data, read_header(data))
+            photo, square, placement, phash = self._prepare(data)
         with self._figures.stage("detect"):
             [candidates] = self.detector.detect_here(square[np.newaxis])
         with self._figures.stage("cut"):
             objects, crops = self._cut(photo, candidates, placement)
-        return photo.width, photo.height, objects, crops, phash
+        return photo.header.width, photo.header.height, objects, crops, phash
 
-    async def _find_objects(self, data: bytes, header: Header) -> _Found:
+    async def _find_objects(self, data: bytes) -> _Found:
         with self._figures.photo_analyzing():
             with self._figures.stage("decode"):
-                photo, square, placement, phash = await self._workers.run(
-                    self._prepare, data, header
-                )
+                photo, square, placement, phash = await self._workers.run(self._prepare, data)
             with self._figures.stage("detect"):
                 [candidates] = await self.detector.detect(square[np.newaxis])
             with self._figures.stage("cut"):
                 objects, crops = await self._workers.run(self._cut, photo, candidates, placement)
-        return photo.width, photo.height, objects, crops, phash
+        return photo.header.width, photo.header.height, objects, crops, phash
 
     async def _in_turn(self, function: Callable[[bytes], _T], data: bytes) -> _T:
         """Has one of the workers do a photo, before the deadline."""
@@ -190,20 +183,19 @@ class PhotoAnalyzer:
                 raise self._busy() from None
 
     @asynccontextmanager
-    async def _place(self, data: bytes) -> AsyncIterator[Header]:
+    async def _place(self, data: bytes) -> AsyncIterator[None]:
         """Memory for a photo's pixels, of which its header tells."""
         async with AsyncExitStack() as place:
             with self._figures.photo_waiting():
                 try:
                     async with before_deadline():
-                        header = await self._workers.run(read_header, data)
-                    # Before it waits: one that claims to be huge would have others wait for it.
-                    check_pixels(header, self._max_pixels)
+                        # One that claims to be huge is refused, and has nobody wait for it.
+                        header = await self._workers.run(self._decoders.read_header, data)
                     pixels = decoded_pixels(header, self._longer_side)
                     await place.enter_async_context(self._pixels.part(pixels))
                 except TimeoutError:
                     raise self._busy() from None
-            yield header
+            yield
 
     def _busy(self) -> EngineUnavailable:
         return EngineUnavailable(
@@ -221,17 +213,20 @@ class PhotoAnalyzer:
         Raises:
             as `analyze`.
         """
+        return await self._embed(data, lambda header: boxes)
+
+    async def _embed(self, data: bytes, boxes_of: _BoxesOf) -> NDArray[np.float32]:
         if self._is_local:
-            return await self._in_turn(partial(self._embed_objects_here, boxes=boxes), data)
-        async with self._place(data) as header:
+            return await self._in_turn(partial(self._embed_here, boxes_of=boxes_of), data)
+        async with self._place(data):
             with self._figures.stage("decode"):
-                crops = await self._workers.run(self._cut_known, data, header, boxes)
+                crops = await self._workers.run(self._cut_known, data, boxes_of)
         with self._figures.stage("embed"):
             return await self.embedder.embed(crops)
 
-    def _embed_objects_here(self, data: bytes, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _embed_here(self, data: bytes, boxes_of: _BoxesOf) -> NDArray[np.float32]:
         with self._figures.stage("decode"):
-            crops = self._cut_known(data, read_header(data), boxes)
+            crops = self._cut_known(data, boxes_of)
         with self._figures.stage("embed"):
             return self.embedder.embed_here(crops)
 
@@ -248,24 +243,22 @@ class PhotoAnalyzer:
             InvalidInput: the frame is none, or holds less than 2 x 2 pixels of the photo.
             EngineUnavailable, and of a bad photo: as `analyze`.
         """
-        boxes = await asyncio.to_thread(_clip_region, data, box)
-        return await self.embed_objects(data, boxes)
+        return await self._embed(data, partial(_clip_region, box))
 
-    def _cut_known(
-        self, data: bytes, header: Header, boxes: NDArray[np.float32]
-    ) -> NDArray[np.uint8]:
-        return self._crop(self._decode(data, header), boxes)
+    def _cut_known(self, data: bytes, boxes_of: _BoxesOf) -> NDArray[np.uint8]:
+        photo = self._decode(data)
+        return self._crop(photo, boxes_of(photo.header))
 
     async def hash_photo(self, data: bytes) -> int | None:
         """The perceptual hash of an encoded photo, where it has one.
 
         Raises:
-            InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`.
+            InvalidImage, UnsupportedFormat, TooLarge: see `Decoders.decode`.
         """
         return await self._workers.run(self._hash, data)
 
     def _hash(self, data: bytes) -> int | None:
-        *_, phash = self._prepare(data, read_header(data))
+        *_, phash = self._prepare(data)
         return phash
 
     def check_collection(self, collection: Collection) -> None:
@@ -287,23 +280,19 @@ class PhotoAnalyzer:
             " as it was"
         )
 
-    def _decode(self, data: bytes, header: Header) -> _Photo:
-        pixels = decode(
-            data, max_pixels=self._max_pixels, longer_side=self._longer_side, header=header
-        )
-        return _Photo(pixels, header.width, header.height)
+    def _decode(self, data: bytes) -> DecodedPhoto:
+        return self._decoders.decode(data, longer_side=self._longer_side)
 
     def _prepare(
-        self, data: bytes, header: Header
-    ) -> tuple[_Photo, NDArray[np.uint8], Letterbox, int | None]:
-        photo = self._decode(data, header)
-        square, placement = letterbox(
-            photo.pixels, self.detector.size, full_size=(photo.width, photo.height)
-        )
+        self, data: bytes
+    ) -> tuple[DecodedPhoto, NDArray[np.uint8], Letterbox, int | None]:
+        photo = self._decode(data)
+        full_size = (photo.header.width, photo.header.height)
+        square, placement = letterbox(photo.pixels, self.detector.size, full_size=full_size)
         return photo, square, placement, perceptual_hash(placement.photo_of(square))
 
     def _cut(
-        self, photo: _Photo, candidates: Candidates, placement: Letterbox
+        self, photo: DecodedPhoto, candidates: Candidates, placement: Letterbox
     ) -> tuple[list[NewObject], NDArray[np.uint8]]:
         found = select_detections(
             candidates.boxes,
@@ -321,15 +310,18 @@ class PhotoAnalyzer:
         ]
         boxes = found.boxes
         if self._whole_image == "always" or (self._whole_image == "fallback" and not objects):
-            whole = (0.0, 0.0, float(photo.width), float(photo.height))
+            whole = (0.0, 0.0, float(photo.header.width), float(photo.header.height))
             objects.append(NewObject(WHOLE_IMAGE_LABEL, _WHOLE_IMAGE_SCORE, whole))
             boxes = np.vstack([boxes, np.array([whole], np.float32)])
         return objects, self._crop(photo, boxes)
 
-    def _crop(self, photo: _Photo, boxes: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def _crop(self, photo: DecodedPhoto, boxes: NDArray[np.float32]) -> NDArray[np.uint8]:
+        height, width = photo.pixels.shape[:2]
+        # The boxes are in pixels of the photo, of which these may be a reduced copy.
+        scale = np.array([width / photo.header.width, height / photo.header.height] * 2, np.float32)
         return crop_objects(
             photo.pixels,
-            photo.own(boxes),
+            boxes * scale,
             self.embedder.size,
             geometry=self.embedder.crop_geometry,
             margin=self.embedder.crop_margin,
@@ -341,9 +333,8 @@ class PhotoAnalyzer:
             await self._workers.close()
 
 
-def _clip_region(data: bytes, box: tuple[float, float, float, float]) -> NDArray[np.float32]:
+def _clip_region(box: tuple[float, float, float, float], header: Header) -> NDArray[np.float32]:
     """The part of a frame, float32 [1, 4], that lies in the photo."""
-    header = read_header(data)
     shown = ",".join(f"{edge:g}" for edge in box)
     size = f"the photo has {header.width} x {header.height} pixels"
     if not all(map(math.isfinite, box)):

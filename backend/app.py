@@ -21,47 +21,67 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from backend.admission import Admission
 from backend.analysis import PhotoAnalyzer
+from backend.backup import Backups
+from backend.decoding.pool import Decoders
 from backend.duplicates import DuplicateFinder
 from backend.errors import ConfigurationError, EngineUnavailable
 from backend.fetching import PhotoFetcher
-from backend.files import lock_file
-from backend.http import compat, docs, health, metrics, middlewares
+from backend.files import PhotoFolders, lock_file
+from backend.http import (
+    access,
+    compat,
+    connections,
+    docs,
+    draining,
+    health,
+    limits,
+    metrics,
+    middlewares,
+    perimeter,
+)
 from backend.http import services as http
 from backend.http.page import add_page
+from backend.http.perimeter import PERIMETER, Perimeter
 from backend.http.services import ADMISSION, METRICS, RUNNING, SETTINGS, Running
 from backend.http.v1 import routes
 from backend.indexing import Indexer
+from backend.keys import KeyRing
 from backend.metrics import Metrics
+from backend.places import PhotoPlaces
 from backend.queries import QueryPhotos
 from backend.readiness import Readiness
 from backend.repairing import Repairer
 from backend.searching import Searcher
+from backend.serving.engines import open_local_server
+from backend.serving.local import LocalServer
 from backend.serving.models import Detector, Embedder, ModelServer, default_pair
-from backend.serving.onnx import OnnxServer
 from backend.serving.triton import TritonServer
 from backend.settings import Settings
 from backend.storage.catalog import Catalog, MySQLOptions
+from backend.storage.keys import KeyTable
 from backend.storage.vectors import MilvusLite, MilvusOptions, MilvusServer, VectorStore
 from backend.thumbnails import Thumbnails
 from backend.tracing import Traces
 from backend.uploads import UploadFolder
 from backend.writing import PhotoWriter
 
-__all__ = ["Services", "create_app", "open_services"]
+__all__ = ["Services", "create_app", "open_keys", "open_services"]
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
 _DISTRIBUTION: Final = "image-similarity-search"
-_MAX_BODY_BYTES: Final = 2**20
-"""Of a JSON body; uploads are read part by part under their own limit."""
 _SILENT_START_SECONDS: Final = 10.0
 """The embedded engines take one or two; only a server that is frozen says nothing for longer."""
 
 
 @dataclass(frozen=True)
 class Services:
-    """Everything that runs, opened and recovered."""
+    """Everything that runs, opened and recovered.
+
+    Attributes:
+        places: those that catalogued photos may lie in.
+    """
 
     catalog: Catalog
     vectors: VectorStore
@@ -71,6 +91,9 @@ class Services:
     indexer: Indexer
     searcher: Searcher
     repairer: Repairer
+    places: PhotoPlaces
+    decoders: Decoders
+    backups: Backups
 
 
 OnWait = Callable[[str, str | None], None]
@@ -98,8 +121,6 @@ async def open_services(
     """
     # Photos already run side by side; OpenCV splitting each over the cores would only add waits.
     cv2.setNumThreads(1)
-    # A damaged photo is reported by us, with its name; OpenCV would print lines of its own.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     async with AsyncExitStack() as stack:
         if figures is None:
             figures = Metrics(_traces(settings))
@@ -107,10 +128,19 @@ async def open_services(
         if settings.milvus_host is None or settings.mysql_host is None:
             stack.enter_context(_locked(settings.data_dir))
         _check_uploads(settings.uploads)
+        decoders = Decoders(
+            max_pixels=settings.max_pixels,
+            max_frames=settings.max_frames,
+            max_bytes=max(settings.max_file_bytes, settings.max_upload_bytes),
+            seconds=settings.decode_timeout,
+        )
+        stack.push_async_callback(asyncio.to_thread, decoders.close)
         try:
             async with asyncio.TaskGroup() as opening:
                 models = opening.create_task(
-                    _when_available(partial(_open_models, settings, figures, stack), on_wait)
+                    _when_available(
+                        partial(_open_models, settings, figures, decoders, stack), on_wait
+                    )
                 )
                 catalogs = opening.create_task(
                     _when_available(partial(_open_catalog, settings, stack), on_wait)
@@ -134,7 +164,26 @@ async def open_services(
             owns=owns,
         )
         stack.push_async_callback(writer.close)
-        indexer = Indexer(settings, catalog, analyzer, uploads, writer, figures)
+        # What others have uploaded, or searched with, is nobody's to load into a collection.
+        ours = (settings.uploads, settings.thumbnails, settings.queries)
+        loadable = PhotoPlaces(
+            PhotoFolders(settings.photo_roots, without=ours),
+            settings.photo_stores,
+            max_file_bytes=settings.max_file_bytes,
+        )
+        loadable.check_installed()
+        stack.push_async_callback(loadable.close)
+        places = loadable.with_folder(settings.uploads)
+        indexer = Indexer(
+            settings,
+            catalog,
+            analyzer,
+            uploads,
+            writer,
+            figures,
+            folders=loadable,
+            catalogued=places,
+        )
         stack.push_async_callback(indexer.close)
         await _when_available(partial(writer.recover, repairs=repairs), on_wait)
         if owns:
@@ -147,8 +196,39 @@ async def open_services(
             writer=writer,
             indexer=indexer,
             searcher=Searcher(catalog, vectors, analyzer, figures),
-            repairer=Repairer(catalog, vectors, analyzer, writer, indexer),
+            repairer=Repairer(catalog, vectors, analyzer, writer, indexer, places=places),
+            places=places,
+            decoders=decoders,
+            backups=Backups(
+                catalog,
+                vectors,
+                analyzer,
+                writer,
+                indexer,
+                uploads,
+                partial(places.read_file, max_bytes=settings.max_file_bytes),
+                max_photo_bytes=settings.max_file_bytes,
+            ),
         )
+
+
+@asynccontextmanager
+async def open_keys(settings: Settings) -> AsyncIterator[KeyTable]:
+    """The catalog's API keys, and nothing else: also while a service runs on the same data.
+
+    Raises:
+        ConfigurationError: the catalog and the settings do not fit together.
+        EngineUnavailable: the catalog does not answer.
+    """
+    async with AsyncExitStack() as stack:
+        if settings.mysql_host is None:
+            try:
+                settings.data_dir.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"DATA_DIR={settings.data_dir}: {error.strerror}"
+                ) from None
+        yield (await _open_catalog(settings, stack)).keys
 
 
 def _traces(settings: Settings) -> Traces:
@@ -156,10 +236,10 @@ def _traces(settings: Settings) -> Traces:
 
 
 async def _open_models(
-    settings: Settings, figures: Metrics, stack: AsyncExitStack
+    settings: Settings, figures: Metrics, decoders: Decoders, stack: AsyncExitStack
 ) -> PhotoAnalyzer:
     async with AsyncExitStack() as attempt:
-        models = _model_server(settings)
+        models = await _model_server(settings)
         attempt.push_async_callback(models.close)
         detector_name, embedder_name = default_pair(settings.model_repository)
         detector, embedder = await asyncio.gather(
@@ -172,8 +252,8 @@ async def _open_models(
             figures,
             engine_name=models.engine_name,
             whole_image=settings.whole_image,
-            max_pixels=settings.max_pixels,
-            workers=models.workers if isinstance(models, OnnxServer) else None,
+            decoders=decoders,
+            workers=models.workers if isinstance(models, LocalServer) else None,
         )
         attempt.push_async_callback(analyzer.close)
         _check_dimension(settings, analyzer.embedder)
@@ -181,15 +261,15 @@ async def _open_models(
     return analyzer
 
 
-def _model_server(settings: Settings) -> ModelServer:
-    if settings.triton_url is None:
-        return OnnxServer(settings.model_repository)
-    return TritonServer(
-        [url.strip() for url in settings.triton_url.split(",")],
-        timeout=settings.engine_timeout,
-        tls=settings.triton_tls,
-        ca=settings.triton_ca,
-    )
+async def _model_server(settings: Settings) -> ModelServer:
+    if settings.triton_url is not None:
+        return TritonServer(
+            [url.strip() for url in settings.triton_url.split(",")],
+            timeout=settings.engine_timeout,
+            tls=settings.triton_tls,
+            ca=settings.triton_ca,
+        )
+    return await open_local_server(settings.inference_engine, settings.model_repository)
 
 
 async def _open_catalog(settings: Settings, stack: AsyncExitStack) -> Catalog:
@@ -270,17 +350,22 @@ def create_app(settings: Settings) -> web.Application:
     """
     app = web.Application(
         middlewares=[
+            connections.notice_requests,
             middlewares.identify_requests,
             middlewares.log_requests,
             middlewares.answer_errors,
-            middlewares.answer_preflights,
-            middlewares.refuse_other_origins,
+            perimeter.refuse_other_hosts,
+            perimeter.limit_addresses,
+            perimeter.answer_preflights,
+            perimeter.refuse_other_origins,
+            limits.refuse_many_parameters,
         ],
-        client_max_size=_MAX_BODY_BYTES,
+        client_max_size=limits.MAX_BODY_BYTES,  # uploads are read under a limit of their own
     )
     app[SETTINGS] = settings
     app[RUNNING] = Running()
     app[METRICS] = Metrics(_traces(settings))
+    app[PERIMETER] = Perimeter(settings)
     app[ADMISSION] = Admission(
         app[METRICS],
         places=settings.max_queued,
@@ -288,26 +373,41 @@ def create_app(settings: Settings) -> web.Application:
         body_timeout=settings.upload_timeout,
         longest_wait=settings.request_timeout,
     )
+    app[connections.CONNECTIONS] = connections.Connections(
+        settings.max_connections, settings.send_timeout
+    )
+    app[draining.DRAINING] = draining.Draining()
     app.on_response_prepare.append(middlewares.tell_request_id)
-    app.on_response_prepare.append(middlewares.allow_other_origins)
+    app.on_response_prepare.append(draining.close_connections)
+    app.on_response_prepare.append(connections.hide_versions)
+    app.on_response_prepare.append(perimeter.allow_other_origins)
     app.cleanup_ctx.append(_send_traces)
     app.cleanup_ctx.append(_watch_event_loop)
+    app.cleanup_ctx.append(connections.watch_connections)
     app.cleanup_ctx.append(_run_services)
     app.on_shutdown.append(_stop_loads)
     operations = (
         *compat.OPERATIONS,
         *routes.OPERATIONS,
         *health.OPERATIONS,
-        *metrics.OPERATIONS,
+        *metrics.operations(is_open=settings.open_metrics),
     )
     for operation in operations:
-        handler = http.admitted(operation.handler) if operation.admitted else operation.handler
+        handler = operation.handler
+        if operation.admitted:
+            handler = http.admitted(handler)
+        elif operation.body is not None:
+            handler = connections.body_in_time(handler)
+        if operation.scope is not None:
+            handler = access.guarded(
+                handler, operation.scope, takes_session=operation.takes_session
+            )
         if operation.method == "GET":
             app.router.add_get(operation.path, handler)  # HEAD as well
         else:
             app.router.add_route(operation.method, operation.path, handler)
     version = importlib.metadata.version(_DISTRIBUTION)
-    docs.add_documentation(app, operations, version)
+    docs.add_documentation(app, operations, version, demands_keys=settings.demands_keys)
     add_page(app)
     return app
 
@@ -364,33 +464,45 @@ async def _run_until(
     settings, running = app[SETTINGS], app[RUNNING]
     async with open_services(settings, on_wait=on_wait, figures=app[METRICS]) as opened:
         await _when_available(opened.indexer.resume_loads, on_wait)
-        fetcher = PhotoFetcher(allowed=settings.may_fetch_urls, max_bytes=settings.max_upload_bytes)
+        fetcher = PhotoFetcher(
+            allowed=settings.url_fetch,
+            max_bytes=settings.max_upload_bytes,
+            networks=settings.url_fetch_networks,
+            ports=settings.url_fetch_ports,
+        )
         queries = QueryPhotos(
             settings.queries, opened.analyzer, max_bytes=settings.query_cache_bytes
         )
         thumbnails = Thumbnails(
             settings.thumbnails,
             max_bytes=settings.thumbnail_cache_bytes,
-            max_pixels=settings.max_pixels,
+            decoders=opened.decoders,
+            photos=opened.places,
         )
+        duplicates = DuplicateFinder(opened.catalog, opened.vectors)
+        keys = KeyRing(opened.catalog.keys)
         try:
             running.services = http.Services(
                 catalog=opened.catalog,
                 analyzer=opened.analyzer,
                 indexer=opened.indexer,
                 searcher=opened.searcher,
-                duplicates=DuplicateFinder(opened.catalog, opened.vectors),
+                duplicates=duplicates,
                 fetcher=fetcher,
                 queries=queries,
                 thumbnails=thumbnails,
                 readiness=opened.readiness,
+                places=opened.places,
+                keys=keys,
+                backups=opened.backups,
             )
             running.ready.set()
             news.set()
             await stop.wait()
         finally:
             running.services = None
-            await asyncio.gather(fetcher.close(), queries.close(), thumbnails.close())
+            closing = (fetcher, queries, thumbnails, duplicates, keys)
+            await asyncio.gather(*(each.close() for each in closing))
 
 
 async def _stop_loads(app: web.Application) -> None:

@@ -1,12 +1,12 @@
 """An amount that is shared, such as pixels in memory: who wants a part waits until one is free."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from backend.deadlines import before_deadline, has_deadline
+from backend.deadlines import before_deadline
+from backend.precedence import Precedence
 
 __all__ = ["Budget"]
 
@@ -26,8 +26,7 @@ class Budget:
 
     def __init__(self, total: int) -> None:
         self._total = self._left = total
-        self._urgent: deque[_Asker] = deque()
-        self._patient: deque[_Asker] = deque()
+        self._askers = Precedence[_Asker]()
 
     @asynccontextmanager
     async def part(self, amount: int) -> AsyncIterator[None]:
@@ -46,16 +45,14 @@ class Budget:
 
     async def _take(self, amount: int) -> None:
         asker = _Asker(amount, asyncio.get_running_loop().create_future())
-        askers = self._urgent if has_deadline() else self._patient
-        askers.append(asker)
+        self._askers.add(asker)
         self._serve()
         try:
             await asker.turn
         except asyncio.CancelledError:
             if not asker.turn.cancelled():  # its turn has come meanwhile
                 self._give_back(amount)
-            elif asker in askers:
-                askers.remove(asker)
+            elif self._askers.discard(asker):
                 self._serve()  # those behind it may want less
             raise
 
@@ -64,8 +61,8 @@ class Budget:
         self._serve()
 
     def _serve(self) -> None:
-        while (askers := self._urgent or self._patient) and askers[0].amount <= self._left:
-            asker = askers.popleft()
+        while self._askers and self._askers.first().amount <= self._left:
+            asker = self._askers.take()
             if not asker.turn.cancelled():
                 self._left -= asker.amount
                 asker.turn.set_result(None)

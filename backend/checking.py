@@ -1,12 +1,10 @@
-"""Compares the catalog with the vector store and with the disk; changes nothing."""
+"""Compares the catalog with the vector store and with where photos lie; changes nothing."""
 
-import asyncio
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from backend.indexing import Failure
+from backend.loads import Failure
+from backend.places import THIS_MACHINE, PhotoPlaces
 from backend.serving.models import Embedder
 from backend.storage.catalog import Catalog, Collection, Image
 from backend.storage.vectors import VectorStore
@@ -24,7 +22,7 @@ class CollectionReport:
         orphaned: ids in the vector store that are no object's.
         gone: indexed photos that are not on the disk any more, though their folders are.
         unreachable: indexed photos whose folders are gone as well, as on a disk that is not
-            mounted: nobody can tell whether they still exist.
+            mounted, or whose store does not answer: nobody can tell whether they still exist.
         other_embedder: its vectors are not those of the embedder in use.
         dimension: of the vectors in the store, where it is not the one that the catalog has.
         lost: the vector engine does not have the store; all objects are missing.
@@ -72,14 +70,21 @@ class CollectionReport:
 
 
 async def check_collections(
-    catalog: Catalog, vectors: VectorStore, embedder: Embedder, writer: PhotoWriter
+    catalog: Catalog,
+    vectors: VectorStore,
+    embedder: Embedder,
+    writer: PhotoWriter,
+    places: PhotoPlaces = THIS_MACHINE,
 ) -> list[CollectionReport]:
-    """Compares every collection that is ready; photos may come and go meanwhile."""
+    """Compares every collection that is ready; photos may come and go meanwhile.
+
+    `places`: where they may lie.
+    """
     reports = []
     for collection in await catalog.collections("ready"):
         report = await _compare(collection, catalog, vectors, embedder, writer)
         if report is not None:
-            await _look_at_photos(report, catalog)
+            await _look_at_photos(report, catalog, places)
             now = await catalog.collection_by_id(collection.id)
             if now is not None and now.state == "ready":  # else its files have gone under the look
                 reports.append(report)
@@ -115,35 +120,21 @@ async def _compare(
     return report
 
 
-async def _look_at_photos(report: CollectionReport, catalog: Catalog) -> None:
+async def _look_at_photos(report: CollectionReport, catalog: Catalog, places: PhotoPlaces) -> None:
     async for page in catalog.images(report.collection.id, ["indexed"]):
-        if missing := await asyncio.to_thread(_missing, page):
+        presences = await places.presences([image.path for image in page])
+        missing = [
+            image.id for image, presence in zip(page, presences, strict=True) if presence != "there"
+        ]
+        if missing:
             # One may have been removed, or have come again, since its row was read.
-            now = await catalog.images_by_id([image.id for image in missing])
+            now = await catalog.images_by_id(missing)
             indexed = [image for image in now if image.state == "indexed"]
-            gone, unreachable = await asyncio.to_thread(_gone, indexed)
-            report.gone += gone
-            report.unreachable += unreachable
+            presences = await places.presences([image.path for image in indexed])
+            for image, presence in zip(indexed, presences, strict=True):
+                if presence == "gone":
+                    report.gone.append(image)
+                elif presence == "unknown":
+                    report.unreachable.append(image.path)
     async for page in catalog.images(report.collection.id, ["failed"]):
         report.failures += [Failure(image.path, image.error or "") for image in page]
-
-
-def _missing(images: Sequence[Image]) -> list[Image]:
-    return [image for image in images if not os.path.exists(image.path)]
-
-
-def _gone(images: Sequence[Image]) -> tuple[list[Image], list[str]]:
-    missing = _missing(images)
-    # A folder that is empty may be the place where a disk is mounted at other times.
-    return (
-        [image for image in missing if _holds_something(os.path.dirname(image.path))],
-        [image.path for image in missing if not _holds_something(os.path.dirname(image.path))],
-    )
-
-
-def _holds_something(folder: str) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return next(entries, None) is not None
-    except OSError:
-        return False

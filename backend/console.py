@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -23,7 +23,9 @@ from rich.table import Table
 from rich_pixels import Pixels
 
 from backend.checking import CollectionReport
-from backend.indexing import Failure, Load
+from backend.keys import ApiKey
+from backend.loads import Failure, Load
+from backend.plain_text import printable
 from backend.repairing import Reembedding
 from backend.searching import PhotoHit
 from backend.storage.catalog import Collection
@@ -31,12 +33,17 @@ from backend.storage.catalog import Collection
 __all__ = [
     "draw_object",
     "print_hits",
+    "print_keys",
     "print_reports",
+    "say",
+    "show_backup",
     "show_embedding",
     "show_load",
     "shows_pictures",
     "stderr",
 ]
+
+_T = TypeVar("_T")
 
 _REFRESH_SECONDS = 0.2
 _PICTURE_COLUMNS: Final = 20
@@ -45,6 +52,17 @@ _PICTURE_LINES: Final = 8
 
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
+
+
+def say(text: str) -> None:
+    """Prints a line on standard error, whatever the names in it hold."""
+    # Not wrapped: a path in two pieces can neither be read nor copied.
+    stderr.print(printable(text), markup=False, soft_wrap=True)
+
+
+def _shown(text: str) -> str:
+    """A text from outside, for a cell of a table."""
+    return escape(printable(text))
 
 
 async def show_load(load: Load) -> None:
@@ -94,7 +112,7 @@ def _report(load: Load) -> None:
         parts.append(f"{counts.removed} removed")
     parts.append(f"{counts.passed_over} other entries passed over")
     summary = f"{counts.total} photos in {load.root}: {', '.join(parts)}"
-    stderr.print(summary, markup=False, soft_wrap=True)
+    say(summary)
     if load.failures:
         _print_failures(f"{counts.failed} photos failed:", load.failures)
         if counts.failed > len(load.failures):
@@ -116,14 +134,28 @@ async def show_embedding(
         bar = progress.add_task("embed", total=None)
         done = await embed(lambda ready, total: progress.update(bar, completed=ready, total=total))
     new = done.collection
-    stderr.print(
+    say(
         f"{collection.name}: {done.objects} objects of {done.photos} photos embedded anew with"
-        f" {new.embedder} ({new.dim}-d), {len(done.failures)} photos failed",
-        markup=False,
-        soft_wrap=True,
+        f" {new.embedder} ({new.dim}-d), {len(done.failures)} photos failed"
     )
     if done.failures:
         _print_failures(f"{len(done.failures)} photos failed:", done.failures)
+
+
+async def show_backup(
+    title: str, work: Callable[[Callable[[int, int], None]], Awaitable[_T]]
+) -> _T:
+    """Draws how far an export or an import has come; returns what came of it."""
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr, disable=not stderr.is_terminal) as progress:
+        bar = progress.add_task("backup", total=None)
+        return await work(lambda done, total: progress.update(bar, completed=done, total=total))
 
 
 def shows_pictures(thumbnails: Literal["auto", "always", "never"]) -> bool:
@@ -171,11 +203,7 @@ def print_hits(
     """
     if not hits:
         hint = "nothing in it is like that" if photos else "load a folder of photos first"
-        stderr.print(
-            f"found nothing; collection {collection} holds {photos} photos: {hint}",
-            markup=False,
-            soft_wrap=True,
-        )
+        say(f"found nothing; collection {collection} holds {photos} photos: {hint}")
         return
     if pictures is not None:
         _print_pictures(hits, pictures)
@@ -188,10 +216,10 @@ def print_hits(
         found = hit.object
         table.add_row(
             f"{hit.distance:.4f}",
-            escape(found.label),
+            _shown(found.label),
             f"{found.score:.2f}",
             ", ".join(f"{edge:.0f}" for edge in found.box),
-            escape(found.path),
+            _shown(found.path),
         )
     stdout.print(table)
 
@@ -206,14 +234,32 @@ def _print_pictures(hits: Sequence[PhotoHit], pictures: Sequence[Pixels | None])
         box = ", ".join(f"{edge:.0f}" for edge in found.box)
         lines = (
             f"distance {hit.distance:.4f}",
-            f"{escape(found.label)} {found.score:.2f} at {box}",
-            escape(found.path),
+            f"{_shown(found.label)} {found.score:.2f} at {box}",
+            _shown(found.path),
         )
         table.add_row(picture or "", "\n".join(lines))
     console = stdout
     if not shows_pictures("auto"):  # but it is to show them
         console = Console(highlight=False, force_terminal=True, color_system="truecolor")
     console.print(table)
+
+
+def print_keys(keys: Sequence[ApiKey]) -> None:
+    """Prints API keys, to standard output; there is no secret to be seen."""
+    table = Table(show_edge=False)
+    for name in ("id", "name", "for", "collections", "made", "good until"):
+        table.add_column(name, overflow="fold")
+    for key in keys:
+        end = f"revoked {key.revoked_at[:16]}" if key.revoked_at else (key.expires_at or "")[:16]
+        table.add_row(
+            key.id,
+            escape(key.name),
+            ", ".join(key.scopes),
+            "all" if key.collections is None else ", ".join(key.collections),
+            key.created_at[:16],
+            end or "it is revoked",
+        )
+    stdout.print(table)
 
 
 def print_reports(reports: Sequence[CollectionReport]) -> None:
@@ -223,13 +269,13 @@ def print_reports(reports: Sequence[CollectionReport]) -> None:
         table.add_column(name, justify="left" if name == "collection" else "right")
     table.add_column("embedder", overflow="fold")
     for report in reports:
-        embedder = escape(report.collection.embedder)
+        embedder = _shown(report.collection.embedder)
         if report.other_embedder:
             embedder += " (not in use)"
         if report.dimension is not None:
             embedder += f" ({report.collection.dim}-d, the vectors are {report.dimension}-d)"
         table.add_row(
-            escape(report.collection.name),
+            _shown(report.collection.name),
             str(report.photos),
             str(report.objects),
             str(len(report.missing)),
@@ -241,19 +287,17 @@ def print_reports(reports: Sequence[CollectionReport]) -> None:
     for report in reports:
         name = report.collection.name
         if report.lost:
-            stderr.print(
+            say(
                 f"The vectors of {name} are lost, or the settings lead to another vector engine:"
-                " where they do not, --repair makes the vectors anew",
-                markup=False,
-                soft_wrap=True,
+                " where they do not, --repair makes the vectors anew"
             )
         if report.gone:
-            title = f"{len(report.gone)} photos of {name} are gone from the disk:"
+            title = f"{len(report.gone)} photos of {name} are gone:"
             _print_lines(title, [image.path for image in report.gone])
         if report.unreachable:
             title = (
-                f"{len(report.unreachable)} photos of {name} cannot be reached, their folders are"
-                " gone or empty (a disk that is not mounted?):"
+                f"{len(report.unreachable)} photos of {name} cannot be reached: their folders are"
+                " gone or empty (a disk that is not mounted?), or their store does not answer:"
             )
             _print_lines(title, report.unreachable)
         if report.failures:
@@ -265,7 +309,6 @@ def _print_failures(title: str, failures: Sequence[Failure]) -> None:
 
 
 def _print_lines(title: str, lines: Iterable[str]) -> None:
-    # Not wrapped: a path in two pieces can neither be read nor copied.
-    stderr.print(title, markup=False, soft_wrap=True)
+    say(title)
     for line in lines:
-        stderr.print(f"  {line}", markup=False, soft_wrap=True)
+        say(f"  {line}")

@@ -8,15 +8,18 @@ benchmarks/README.md says how many, and how the two limits were chosen.
 import asyncio
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.deadlines import time_left
-from backend.errors import EngineUnavailable, InvalidInput, NotFound, VectorsLost
+from backend.deadlines import acquire, time_left
+from backend.errors import EngineUnavailable, InvalidInput, NotFound, Unavailable, VectorsLost
 from backend.names import check_collection_name
 from backend.storage.catalog import Catalog, Collection, Image, PhotoHashes
 from backend.storage.vectors import StoreMissing, VectorStore
@@ -31,6 +34,9 @@ __all__ = [
     "FoundGroup",
     "photo_distance",
 ]
+
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 MAX_BITS: Final = 10
 """That may differ between the hashes of near-duplicates, unless told otherwise."""
@@ -89,11 +95,17 @@ class DuplicateFinder:
 
     A photo without a perceptual hash (it is of one plain colour, or was indexed before there were
     hashes), or without objects, has exact duplicates only.
+
+    One question is answered at a time, in a thread of its own: each looks at every photo of a
+    collection, which takes seconds of a processor where there are many, and whoever asks a hundred
+    at once is not to keep searches waiting.
     """
 
     def __init__(self, catalog: Catalog, vectors: VectorStore) -> None:
         self._catalog = catalog
         self._vectors = vectors
+        self._turn = asyncio.Semaphore(1)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="duplicates")
 
     async def of_image(
         self,
@@ -115,9 +127,14 @@ class DuplicateFinder:
             NotFound: there is no such indexed photo.
             InvalidInput: a limit is out of range.
             VectorsLost: the vector engine does not have the collection.
-            EngineUnavailable: an engine does not answer, or not before the deadline.
+            Unavailable: an engine does not answer, or not before the deadline, or those who have
+                asked before take longer than that.
         """
         limits = _limits(max_distance, max_bits, most_bits=HASH_BITS)
+        async with self._in_turn():
+            return await self._of_image(image_id, limits)
+
+    async def _of_image(self, image_id: int, limits: "_Limits") -> list[FoundDuplicate]:
         image = next(iter(await self._catalog.images_by_id([image_id])), None)
         if image is None or image.state != "indexed":
             raise NotFound(f"there is no indexed photo {image_id}")
@@ -125,12 +142,12 @@ class DuplicateFinder:
         if collection is None or collection.state != "ready":
             raise NotFound(f"there is no indexed photo {image_id}: its collection was dropped")
         photos = await self._photos(collection)
-        exact = {photo.id for photo in photos if photo.sha256 == image.sha256} - {image.id}
-        near = await asyncio.to_thread(_near, image, photos, limits.bits)
+        exact = await self._run(_exact, image, photos)
+        near = await self._run(_near, image, photos, limits.bits)
         distances: dict[int, float] = {}
         if near:
             objects = await self._objects(collection, [image.id, *near])
-            distances = await asyncio.to_thread(_distances, image.id, near, objects)
+            distances = await self._run(_distances, image.id, near, objects)
         distances = {id_: far for id_, far in distances.items() if far <= limits.distance}
         same_bits = None if image.phash is None else 0
         found = [
@@ -167,14 +184,24 @@ class DuplicateFinder:
             NotFound: there is no such collection.
             InvalidInput: a limit is out of range, or too many photos are alike.
             VectorsLost: the vector engine does not have the collection.
-            EngineUnavailable: an engine does not answer, or not before the deadline.
+            Unavailable: as `of_image`.
         """
         limits = _limits(max_distance, max_bits, most_bits=MOST_GROUP_BITS)
-        collection = await self._catalog.collection(check_collection_name(name))
+        check_collection_name(name)
+        async with self._in_turn():
+            while (found := await self._in_collection(name, after, limit, limits)) is None:
+                pass
+        return found
+
+    async def _in_collection(
+        self, name: str, after: int, limit: int, limits: "_Limits"
+    ) -> list[FoundGroup] | None:
+        """None where photos were removed meanwhile, so that it has to be looked at again."""
+        collection = await self._catalog.collection(name)
         if collection is None:
             raise NotFound(f"there is no collection {name!r}")
         photos = await self._photos(collection)
-        candidates = await asyncio.to_thread(_candidates, photos, limits.bits, after)
+        candidates = await self._run(_candidates, photos, limits.bits, after)
         end = time.monotonic() + time_left(math.inf)  # threads go on when their request has ended
         groups: list[list[int]] = []
         for some in _batches(candidates):
@@ -183,33 +210,56 @@ class DuplicateFinder:
                 break
             firsts = [photo.id for one in some for photo in one.to_compare]
             objects = await self._objects(collection, firsts) if firsts else {}
-            groups += await asyncio.to_thread(_confirmed, some, objects, limits, end)
+            groups += await self._run(_confirmed, some, objects, limits, end)
             groups = sorted(group for group in groups if group[0] > after)
         found = await self._described(groups[:limit])
         if len(found) < min(limit, len(groups)):
-            # Photos were removed meanwhile; a page that is not full would pass for the last one.
-            return await self.in_collection(
-                name, after=after, limit=limit, max_distance=max_distance, max_bits=max_bits
-            )
+            return None  # a page that is not full would pass for the last one
         return found
 
+    @asynccontextmanager
+    async def _in_turn(self) -> AsyncIterator[None]:
+        try:
+            await acquire(self._turn)
+        except TimeoutError:
+            raise Unavailable(
+                "duplicates are looked for by one request after another, and those before this one"
+                " take too long: ask for one thing at a time, and try again later"
+            ) from None
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    async def _run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        call = partial(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    async def close(self) -> None:
+        """Ends the thread, after what it has begun; the rest is not run."""
+        await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
+
     async def _photos(self, collection: Collection) -> list[PhotoHashes]:
-        return [photo async for page in self._catalog.hashes(collection.id) for photo in page]
+        photos = []
+        async for page in self._catalog.hashes(collection.id):
+            photos += page
+        return photos
 
     async def _objects(
         self, collection: Collection, image_ids: Sequence[int]
     ) -> dict[int, NDArray[np.float32]]:
         """Embeddings, float32 [N, D], of the objects of each of the photos that has some."""
-        places = await self._catalog.objects_of_images(image_ids)
-        chosen = {
-            image_id: [place.id for place in some[:_OBJECTS]] for image_id, some in places.items()
-        }
-        vectors = await self._stored(collection, [id_ for ids in chosen.values() for id_ in ids])
-        found = {
-            image_id: [vectors[id_] for id_ in ids if id_ in vectors]
-            for image_id, ids in chosen.items()
-        }
-        return {image_id: np.stack(some) for image_id, some in found.items() if some}
+        found: dict[int, NDArray[np.float32]] = {}
+        for begin in range(0, len(image_ids), _PHOTOS_AT_ONCE):
+            some = image_ids[begin : begin + _PHOTOS_AT_ONCE]
+            places = await self._catalog.objects_of_images(some)
+            chosen = {
+                image_id: [place.id for place in its[:_OBJECTS]] for image_id, its in places.items()
+            }
+            ids = [id_ for its in chosen.values() for id_ in its]
+            vectors = await self._stored(collection, ids)
+            found |= await self._run(_stacked, chosen, vectors)
+        return found
 
     async def _stored(
         self, collection: Collection, object_ids: Sequence[int]
@@ -278,7 +328,23 @@ def _limits(max_distance: float | None, max_bits: int | None, *, most_bits: int)
     return _Limits(bits, distance)
 
 
+def _stacked(
+    chosen: Mapping[int, Sequence[int]], vectors: Mapping[int, NDArray[np.float32]]
+) -> dict[int, NDArray[np.float32]]:
+    """Each photo's vectors, float32 [N, D], of those that have some."""
+    found = {
+        image_id: [vectors[id_] for id_ in ids if id_ in vectors]
+        for image_id, ids in chosen.items()
+    }
+    return {image_id: np.stack(some) for image_id, some in found.items() if some}
+
+
 # One photo
+
+
+def _exact(image: Image, photos: Sequence[PhotoHashes]) -> set[int]:
+    """Ids of the other photos of the same bytes."""
+    return {photo.id for photo in photos if photo.sha256 == image.sha256} - {image.id}
 
 
 def _near(image: Image, photos: Sequence[PhotoHashes], max_bits: int) -> dict[int, int]:
@@ -411,11 +477,13 @@ def _candidates(photos: Sequence[PhotoHashes], max_bits: int, after: int) -> lis
 def _batches(candidates: Sequence[_Candidates]) -> Iterator[list[_Candidates]]:
     """Candidates in their order, so many at a time that reading their vectors is worth a call."""
     batch: list[_Candidates] = []
+    photos = 0
     for one in candidates:
         batch.append(one)
-        if sum(max(1, len(each.to_compare)) for each in batch) >= _PHOTOS_AT_ONCE:
+        photos += max(1, len(one.to_compare))
+        if photos >= _PHOTOS_AT_ONCE:
             yield batch
-            batch = []
+            batch, photos = [], 0
     if batch:
         yield batch
 

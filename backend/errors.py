@@ -4,24 +4,33 @@
     ├── VectorsLost              500  a collection's vectors are not where they should be
     ├── InvalidInput             400  a value that the caller sent is not usable
     │   └── InvalidImage         400  bytes that are no readable photo
+    ├── Unauthorized             401  no API key, or none that is good
+    ├── Forbidden                403  the operator has switched this off, or lets others alone do it
+    │   └── InsufficientScope    403  the API key is for other things
     ├── NotFound                 404
-    ├── Forbidden                403  the operator has switched this off
     ├── TooSlow                  408  a body that does not come in
     ├── Conflict                 409  something else was asked for at the same time
     │   └── EmbedderMismatch     409  a collection was filled by another embedder
     ├── TooLarge                 413  more bytes or pixels than allowed
     ├── UnsupportedFormat        415  an image, but of a format that is not read
     ├── UnsupportedMediaType     415  a body of another kind than the endpoint takes
+    ├── RangeNotSatisfiable      416  bytes that lie behind a file's end
+    ├── Misdirected              421  a request to a name that is not the service's
     ├── IdempotencyKeyReused     422  a key that belongs to another request
     ├── Overloaded               429  too much to do already; asking again later helps
+    │   └── RateLimited          429  this client has asked for too much already
     ├── BadGateway               502  a server that the caller pointed to misbehaved
-    └── Unavailable              503  not now: the service is starting or stopping
-        └── EngineUnavailable    503  an engine does not answer, or cannot do what it is asked
+    ├── StoreRefuses             502  a store of photos that answers, and does not let us in
+    ├── Unavailable              503  not now: the service is starting or stopping
+    │   └── EngineUnavailable    503  an engine does not answer, or cannot do what it is asked
+    │       └── StoreUnavailable 503  a store of photos that does not answer
+    └── InsufficientStorage      507  what was sent, or asked for, would fill the disk
     ConfigurationError           settings or models that cannot work; never over HTTP, exit code 2
 
 Messages are sentences for the caller: what was wrong, with which value, and what to do next.
 """
 
+from collections.abc import Callable
 from typing import ClassVar, Final
 
 __all__ = [
@@ -31,14 +40,22 @@ __all__ = [
     "EmbedderMismatch",
     "EngineUnavailable",
     "Forbidden",
+    "InsufficientScope",
+    "InsufficientStorage",
     "InvalidImage",
     "InvalidInput",
+    "Misdirected",
     "NotFound",
     "IdempotencyKeyReused",
     "Overloaded",
+    "RangeNotSatisfiable",
+    "RateLimited",
     "ServiceError",
+    "StoreRefuses",
+    "StoreUnavailable",
     "TooLarge",
     "TooSlow",
+    "Unauthorized",
     "Unavailable",
     "UnsupportedFormat",
     "UnsupportedMediaType",
@@ -73,6 +90,17 @@ class InvalidImage(InvalidInput):
     """Bytes that are not a readable photo: empty, truncated, damaged, or no image at all."""
 
 
+class Unauthorized(ServiceError):
+    """A request without an API key, or with one that is not good."""
+
+    status = 401
+
+    def __init__(self, message: str, challenge: str) -> None:
+        """`challenge`: for the header `WWW-Authenticate`."""
+        super().__init__(message)
+        self.challenge = challenge
+
+
 class NotFound(ServiceError):
     """Something named by the caller does not exist."""
 
@@ -80,9 +108,18 @@ class NotFound(ServiceError):
 
 
 class Forbidden(ServiceError):
-    """Something that the settings do not allow."""
+    """Something that the settings, or the caller's API key, do not allow."""
 
     status = 403
+
+
+class InsufficientScope(Forbidden):
+    """A request that its API key is not made for."""
+
+    def __init__(self, message: str, challenge: str) -> None:
+        """`challenge`: for the header `WWW-Authenticate`."""
+        super().__init__(message)
+        self.challenge = challenge
 
 
 class TooSlow(ServiceError):
@@ -119,6 +156,23 @@ class UnsupportedMediaType(ServiceError):
     status = 415
 
 
+class RangeNotSatisfiable(ServiceError):
+    """Bytes of a file that it does not have."""
+
+    status = 416
+
+    def __init__(self, size: int) -> None:
+        """`size`: how many bytes there are."""
+        super().__init__(f"the file has {size} bytes, none of them in the range that is asked for")
+        self.size = size
+
+
+class Misdirected(ServiceError):
+    """A request to a name that the service does not go by."""
+
+    status = 421
+
+
 class IdempotencyKeyReused(ServiceError):
     """An Idempotency-Key that came with another request before."""
 
@@ -136,8 +190,18 @@ class Overloaded(ServiceError):
         self.retry_after = retry_after
 
 
+class RateLimited(Overloaded):
+    """A client has made as many requests as it may for now; nothing of this one was done."""
+
+
 class BadGateway(ServiceError):
     """A photo's URL could not be fetched."""
+
+    status = 502
+
+
+class StoreRefuses(ServiceError):
+    """A store of photos that answers, and refuses us as a whole; waiting does not help."""
 
     status = 502
 
@@ -150,6 +214,10 @@ class Unavailable(ServiceError):
     """Seconds after which trying again makes sense, for the header `Retry-After`."""
 
 
+class OutOfProcesses(Unavailable):
+    """The machine has no process, or no memory for one, to give at the moment."""
+
+
 class EngineUnavailable(Unavailable):
     """An engine does not answer, answers too late, or says that it cannot at the moment.
 
@@ -160,6 +228,21 @@ class EngineUnavailable(Unavailable):
         """`engine` as people call it: Triton, Milvus, MySQL, Milvus Lite, SQLite."""
         super().__init__(message)
         self.engine = engine
+
+
+class StoreUnavailable(EngineUnavailable):
+    """A store of photos that does not answer: no fault of the photo's that was asked for."""
+
+    def __init__(self, store: str, message: str, probe: Callable[[], None]) -> None:
+        """`probe` blocks; it raises this again for as long as the store does not answer."""
+        super().__init__(store, message)
+        self.probe = probe
+
+
+class InsufficientStorage(ServiceError):
+    """A disk has no room for what is to be written to it, and for what is kept free."""
+
+    status = 507
 
 
 class ConfigurationError(Exception):

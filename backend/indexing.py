@@ -1,7 +1,8 @@
 """Photos in: the load pipeline and uploads. Knows services below, no HTTP.
 
 A load is a stream: photos are read, analysed and written with bounded concurrency. A bad photo is
-recorded and counted; an engine that is away is waited for, and the load goes on by itself.
+recorded and counted; an engine that is away is waited for, and the load goes on by itself. Where
+other processes may open the catalog, they do it together (`sharing.py`).
 """
 
 import asyncio
@@ -9,57 +10,73 @@ import contextlib
 import hashlib
 import math
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from contextvars import Context
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict
 from functools import partial
-from typing import Final, TypeVar, TypeVarTuple
+from itertools import chain
+from typing import Final, TypeAlias, TypeVar, TypeVarTuple
 
 import numpy as np
 import structlog
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from backend.analysis import PhotoAnalyzer
+from backend.analysis import AnalyzedPhoto, PhotoAnalyzer
 from backend.budget import Budget
+from backend.cores import count_cores
 from backend.deadlines import acquire, deadline, time_left
 from backend.errors import (
     Conflict,
     EngineUnavailable,
     InvalidImage,
     NotFound,
+    OutOfProcesses,
     ServiceError,
-    TooLarge,
+    StoreRefuses,
+    StoreUnavailable,
     Unavailable,
 )
-from backend.files import open_regular_file
+from backend.loads import (
+    INTERRUPTED,
+    Failure,
+    Load,
+    LoadCounts,
+    Portion,
+    WholeFolder,
+    first_cause,
+)
 from backend.metrics import LoadProgress, Metrics
 from backend.names import check_collection_name
 from backend.pace import Pace
-from backend.scanning import FolderScan, FoundPhoto, scan_folder
+from backend.places import PhotoPlaces
+from backend.scanning import FolderScan, FoundPhoto
 from backend.settings import Settings
+from backend.sharing import SharedLoads
 from backend.storage.catalog import (
     Catalog,
     Collection,
     Image,
     LoadRow,
-    LoadState,
     NewImage,
     TouchedImage,
     path_key,
     utc_now,
 )
 from backend.uploads import UploadFolder
-from backend.vision.decode import read_header
+from backend.vision.decode import SNIFF_BYTES, sniff
 from backend.writing import AddedPhoto, PhotoWriter, PreparedPhoto
 
-__all__ = ["AddedPhoto", "Failure", "Indexer", "Load", "LoadCounts"]
+__all__ = ["AddedPhoto", "Indexer"]
 
 _log = structlog.get_logger(__name__)
+_Outcome: TypeAlias = tuple[Portion, PreparedPhoto | TouchedImage]
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
-_LOWEST_PACE: Final = 2 * (os.cpu_count() or 1)
+_LOWEST_PACE: Final = 2 * count_cores()
 """Photos of a load in flight at least: on each core one, and one that is read meanwhile."""
 _HIGHEST_PACE: Final = 256
 """At most: a GPU's batches are full with fewer."""
@@ -73,153 +90,15 @@ _COMMIT_SECONDS: Final = 0.25
 """That the first photo of a commit waits at most for others to come."""
 _FILE_THREADS: Final = 4
 """Threads that read and hash files: enough to keep one disk busy."""
-_FAILURES_KEPT: Final = 1000
-"""Failures that a load keeps in memory for its report; the catalog keeps all."""
 _ENDED_LOADS_KEPT: Final = 100
 """Loads that have ended and are kept in memory with their failures."""
+_DECODER_SECONDS: Final = 60.0
+"""That a load waits for a process to decode a photo in, where the machine has none to give."""
+_MAX_WAIT_SECONDS: Final = 5.0
 _ATTEMPTS: Final = 10
-_INTERRUPTED: Final = "the service is stopping; the load goes on after its restart"
 _PATIENCE_SECONDS: Final = 300.0
 """With a step for which an engine fails again and again though it is ready in between: after so
 many attempts and so long the step, not the engine, is what is wrong."""
-
-
-@dataclass(frozen=True)
-class LoadCounts:
-    """What has become of a folder's photos so far."""
-
-    total: int = 0
-    indexed: int = 0
-    unchanged: int = 0
-    failed: int = 0
-    removed: int = 0
-    passed_over: int = 0
-    objects: int = 0
-
-    @property
-    def processed(self) -> int:
-        """Photos that are done with, one way or another."""
-        return self.indexed + self.unchanged + self.failed
-
-    def __add__(self, more: "LoadCounts") -> "LoadCounts":
-        """The counts of both together."""
-        return LoadCounts(
-            *(one + other for one, other in zip(astuple(self), astuple(more), strict=True))
-        )
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A photo that could not be indexed, and why."""
-
-    path: str
-    reason: str
-
-
-@dataclass(eq=False)
-class Load:
-    """A folder's photos on their way into a collection.
-
-    What there is to tell of it changes by `add`, `wait_for` and `end` alone: each counts up
-    `version` and wakes those who await `next_change`.
-
-    Attributes:
-        photos: those that it is about, while it runs.
-        failures: the first thousand.
-        waiting_for: an engine that is away.
-        started_at: ISO 8601, UTC, like `finished_at`; of one that is gone on with, its first start.
-        error: why it has failed as a whole.
-    """
-
-    id: int
-    collection: Collection
-    root: str
-    prune: bool
-    photos: Sequence[FoundPhoto]
-    counts: LoadCounts
-    started_at: str = field(default_factory=utc_now)
-    failures: list[Failure] = field(default_factory=list)
-    state: LoadState = "running"
-    waiting_for: str | None = None
-    finished_at: str | None = None
-    error: str | None = None
-    task: "asyncio.Task[None] | None" = None
-    version: int = 0
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _working_since: float | None = None
-    _files_read: int = 0
-
-    def add(self, more: LoadCounts, failures: Sequence[Failure] = (), *, read: int = 0) -> None:
-        """Adds to the counts; `read` of the photos' files have been read for that."""
-        self.counts += more
-        self.failures += failures[: _FAILURES_KEPT - len(self.failures)]
-        self._files_read += read
-        self._tell()
-
-    def begin(self) -> None:
-        """Its turn has come."""
-        self._working_since = asyncio.get_running_loop().time()
-
-    def wait_for(self, engine: str | None) -> None:
-        """It waits for an engine, or, with None, goes on."""
-        self.waiting_for = engine
-        self._tell()
-
-    def end(self, state: LoadState, error: str | None = None) -> None:
-        """It has ended."""
-        self.state, self.error, self.finished_at = state, error, utc_now()
-        self.waiting_for = None
-        self.photos = ()  # they may be very many, and the load is kept
-        self._tell()
-
-    def interrupt(self) -> None:
-        """It goes on after the service's restart: nothing changes any more until then."""
-        self.photos = ()
-        self._changed.set()
-
-    def _tell(self) -> None:
-        self.version += 1
-        # Whoever waits has the old one; however much changes until he is awake, he is woken once.
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def next_change(self, known: int) -> int:
-        """Returns `version` once it is above `known`: at once, where it is already.
-
-        Of a load that has ended nothing changes: it returns at once.
-
-        Raises:
-            Unavailable: the service is stopping; the load goes on after its restart.
-        """
-        while self.version <= known and self.state == "running":
-            if self._changed.is_set():
-                raise Unavailable(_INTERRUPTED)
-            await self._changed.wait()
-        return self.version
-
-    @property
-    def photos_per_second(self) -> float | None:
-        """How fast it reads photos and does what they need; None while that is not known."""
-        if self.state != "running" or self._working_since is None or not self._files_read:
-            return None
-        elapsed = asyncio.get_running_loop().time() - self._working_since
-        return self._files_read / max(elapsed, 1e-3)
-
-    @property
-    def seconds_left(self) -> float | None:
-        """How long it will take yet, going on like this; None while that is not known."""
-        rate = self.photos_per_second
-        return None if rate is None else (self.counts.total - self.counts.processed) / rate
-
-    async def wait(self) -> None:
-        """Returns when the load is done.
-
-        Raises:
-            ServiceError: it failed, was cancelled, or the service is stopping.
-        """
-        assert self.task is not None
-        # Shielded: a client that goes away takes its wait with it, not the load.
-        await asyncio.shield(self.task)
 
 
 class Indexer:
@@ -233,8 +112,21 @@ class Indexer:
         uploads: UploadFolder,
         writer: PhotoWriter,
         figures: Metrics,
+        *,
+        folders: PhotoPlaces,
+        catalogued: PhotoPlaces,
     ) -> None:
+        """Nothing is loaded yet.
+
+        Args:
+            settings: limits, and where relative folders start.
+            catalog, analyzer, uploads, writer, figures: what it works with.
+            folders: places that loads may take photos from.
+            catalogued: those that photos of the catalog may lie in, uploads among them.
+        """
         self._settings = settings
+        self._folders = folders
+        self._catalogued = catalogued
         self._catalog = catalog
         self._analyzer = analyzer
         self._uploads = uploads
@@ -251,6 +143,11 @@ class Indexer:
         self._shown: list[Load] = []  # the loads that `progress` is about
         self._background: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._shared = None
+        if catalog.shares is not None:
+            self._shared = SharedLoads(
+                catalog, catalog.shares, self, figures, lease_seconds=settings.load_lease_seconds
+            )
 
     # Loads
 
@@ -261,23 +158,25 @@ class Indexer:
         are in it now, is joined.
 
         Args:
-            folder: absolute, or relative to DATA_PATH.
+            folder: absolute, or relative to DATA_PATH, or the address of one in a store.
             name: the collection; it is made where there is none.
             prune: afterwards, remove the photos under the folder that are not in it any more.
 
         Raises:
             InvalidInput: no such folder, no photo in it, or no collection's name.
+            Forbidden: the folder lies outside of those that photos may be loaded from.
             EmbedderMismatch: the collection was filled by another embedder.
             Unavailable: the service is stopping.
         """
         check_collection_name(name)
-        scan = await self._in_file_thread(self._scan, folder)
+        scan = await self._scan(folder)
         # A large folder takes its time; what comes now are the engines.
         with deadline(self._settings.request_timeout):
             return await self._register(scan, name, prune=prune)
 
-    def _scan(self, folder: str) -> FolderScan:
-        return scan_folder(folder, start=self._settings.data_path)
+    async def _scan(self, folder: str) -> FolderScan:
+        start = self._settings.data_path
+        return await self._folders.scan(folder, start=start, here=self._files)
 
     async def resume_load(self, load_id: int) -> Load:
         """Loads the folder of a load that has ended again, under the same id.
@@ -286,8 +185,10 @@ class Indexer:
 
         Raises:
             NotFound: no such load, or its collection was dropped.
-            InvalidInput, EmbedderMismatch, Unavailable: see `start_load`; it has ended still.
+            InvalidInput, Forbidden, EmbedderMismatch, Unavailable: see `start_load`; it has ended
+                still.
         """
+        await self.refresh()
         last = self.active_load(load_id)
         if last is not None and last.state == "running":
             return last
@@ -297,14 +198,23 @@ class Indexer:
             row = await self._catalog.load(load_id)
         if row is None:
             raise NotFound(f"there is no load {load_id}: start one")
-        scan = await self._in_file_thread(self._scan, row.root)
+        scan = await self._scan(row.root)
         with deadline(self._settings.request_timeout):
             return await self._register(
                 scan, row.collection, prune=row.prune, resumed=row, joins=False
             )
 
+    async def refresh(self) -> None:
+        """Takes over what other processes have done for loads, where there may be others."""
+        if self._shared is not None:
+            with contextlib.suppress(EngineUnavailable):  # then what is known has to do
+                await self._shared.look()
+
     def active_load(self, load_id: int) -> Load | None:
-        """A load that runs, or one of the last hundred that have ended in this process."""
+        """A load that runs, or one of the last hundred that have ended in this process.
+
+        Of those that processes share, the catalog alone has what have ended.
+        """
         running = (load for load in self._active if load.id == load_id)
         return next(running, self._ended.get(load_id))
 
@@ -325,6 +235,11 @@ class Indexer:
                 now = await self._catalog.collection_by_id(resumed.collection_id)
                 if now is None or now.state != "ready":
                     raise Conflict(f"collection {name!r} was dropped in the meantime")
+            if self._shared is not None and not (resumed and self.active_load(resumed.id)):
+                collection = await self._writer.ensure_collection(name)
+                if resumed is None:
+                    return await self._shared.begin(collection, scan, prune=prune)
+                return await self._shared.begin_again(resumed.id, collection, scan, prune=prune)
             for load in self._active:
                 same = (load.collection.name, load.root, load.prune) == (name, scan.root, prune)
                 if (joins and same and load.photos == scan.photos) or (
@@ -343,10 +258,7 @@ class Indexer:
                     await self._writer.resume_load(load_id)
             counts = LoadCounts(total=len(scan.photos), passed_over=scan.passed_over)
             load = Load(load_id, collection, scan.root, prune, scan.photos, counts, started_at)
-            if not self._active:
-                self._shown = []
-            self._active.append(load)
-            self._shown.append(load)
+            self.appeared(load)
             # It outlives the request that it was started by: neither its deadline nor its id.
             load.task = asyncio.create_task(
                 self._run_traced(load, scan.unreadable),
@@ -359,6 +271,22 @@ class Indexer:
             await asyncio.sleep(0)
             return load
 
+    def appeared(self, load: Load) -> None:
+        """See `LoadWork.appeared`."""
+        if not self._active:
+            self._shown = []
+        self._active.append(load)
+        self._shown.append(load)
+
+    def ended(self, load: Load) -> None:
+        """See `LoadWork.ended`."""
+        self._active.remove(load)
+        if load.state in ("failed", "cancelled"):
+            # Whoever polls until current = total would poll for ever.
+            self._shown.remove(load)
+        log = _log.bind(load=load.id, collection=load.collection.name)
+        log.info(f"load.{load.state}", **asdict(load.counts))
+
     def index_again(self, collection: Collection, photos: Sequence[FoundPhoto]) -> Load:
         """Starts indexing photos of a collection whose rows have failed; a load of no folder."""
         root = f"collection {collection.name}"
@@ -368,9 +296,9 @@ class Indexer:
 
     async def _index_again(self, load: Load) -> None:
         try:
-            await self._index(load)
+            await self._index(load, _whole(load), self._catalogued)
         except ExceptionGroup as failures:
-            raise _first_cause(failures) from None
+            raise first_cause(failures) from None
 
     async def cancel_load(self, load: Load) -> None:
         """Ends a load at a safe point and for good; what it has indexed stays.
@@ -382,9 +310,14 @@ class Indexer:
         else:
             await self._wait_for_end([load])
 
-    def progress(self) -> tuple[int, int]:
-        """Photos done and photos found, of the loads under way or else of the last ones."""
-        counts = [load.counts for load in self._shown]
+    def progress(self, only: Sequence[str] | None = None) -> tuple[int, int]:
+        """Photos done and photos found, of the loads under way or else of the last ones.
+
+        `only`: the names of the collections that count; all, where there are none.
+        """
+        counts = [
+            load.counts for load in self._shown if only is None or load.collection.name in only
+        ]
         return sum(count.processed for count in counts), sum(count.total for count in counts)
 
     def load_progress(self) -> LoadProgress:
@@ -404,9 +337,12 @@ class Indexer:
         return [load for load in self._active if load.waiting_for is not None]
 
     async def _run_traced(self, load: Load, unreadable: Mapping[str, str]) -> None:
-        attributes = {"load.collection": load.collection.name, "load.root": load.root}
-        with self._traces.work("load", **attributes, **{"load.id": load.id}):
+        with self._traced(load):
             await self._run(load, unreadable)
+
+    def _traced(self, load: Load) -> AbstractContextManager[object]:
+        attributes = {"load.collection": load.collection.name, "load.root": load.root}
+        return self._traces.work("load", **attributes, **{"load.id": load.id})
 
     async def _run(self, load: Load, unreadable: Mapping[str, str]) -> None:
         log = _log.bind(load=load.id, collection=load.collection.name)
@@ -416,20 +352,22 @@ class Indexer:
                 log.info("load.started", root=load.root, photos=load.counts.total)
                 for folder, reason in unreadable.items():
                     log.warning("load.folder_unreadable", folder=folder, reason=reason)
-                await self._index(load)
+                await self._index(load, _whole(load), self._folders)
                 if load.prune:
-                    await self.patiently(load, partial(self._prune, load, unreadable))
+                    present = {path_key(photo.path) for photo in load.photos}
+                    prune = partial(self.prune, load, present, unreadable)
+                    load.add(LoadCounts(removed=await self.patiently(load, prune)))
             load.end("done")
         except asyncio.CancelledError:
             if self._stopping:
                 # Left `running` in the catalog, so that the next start goes on with it.
                 log.info("load.interrupted", **asdict(load.counts))
                 load.interrupt()
-                raise Unavailable(_INTERRUPTED) from None
+                raise Unavailable(INTERRUPTED) from None
             load.end("cancelled")
             raise Conflict(f"the load of {load.root} was cancelled") from None
         except Exception as failure:
-            cause = _first_cause(failure)
+            cause = first_cause(failure)
             load.end("failed", f"{type(cause).__name__}: {cause}")
             log.error("load.broke_off", error=load.error, exc_info=cause)
             if isinstance(cause, ServiceError):
@@ -439,11 +377,10 @@ class Indexer:
                 " folder again goes on from here"
             ) from cause
         finally:
-            self._active.remove(load)
-            if load.state in ("failed", "cancelled"):
-                # Whoever polls until current = total would poll for ever.
-                self._shown.remove(load)
-            if load.state != "running":
+            if load.state == "running":  # it was interrupted
+                self._active.remove(load)
+            else:
+                self.ended(load)
                 self._keep_ended(load)
                 await self._writer.end_load(
                     load.id,
@@ -451,8 +388,8 @@ class Indexer:
                     asdict(load.counts),
                     load.error,
                     finished_at=load.finished_at,
+                    failures=[(each.path, each.reason) for each in load.failures],
                 )
-                log.info(f"load.{load.state}", **asdict(load.counts))
 
     def _keep_ended(self, load: Load) -> None:
         self._ended.pop(load.id, None)  # it was resumed since it had ended before
@@ -471,51 +408,74 @@ class Indexer:
                 attempts += 1
                 if attempts >= _ATTEMPTS and loop.time() - start >= _PATIENCE_SECONDS:
                     raise
-                if load is not None and load.waiting_for is None:
+                if load is not None and load.waiting_here is None:
                     load.wait_for(trouble.engine)
                     _log.warning("load.waiting", load=load.id, engine=trouble.engine)
                 await self._writer.outages.over(trouble)
                 self._pace.go_on()
-                if load is not None and load.waiting_for is not None:
+                if load is not None and load.waiting_here is not None:
                     load.wait_for(None)
                     _log.info("load.going_on", load=load.id)
 
-    async def _index(self, load: Load) -> None:
+    async def index(self, load: Load, portions: AsyncIterator[Portion]) -> None:
+        """See `LoadWork.index`."""
+        with self._traced(load):
+            await self._index(load, portions, self._folders)
+
+    async def _index(
+        self, load: Load, portions: AsyncIterator[Portion], within: PhotoPlaces
+    ) -> None:
+        """`within`: the folders that its photos may lie in."""
         # As many as a commit takes: while one is made, the photos of the next go on.
-        ready: asyncio.Queue[PreparedPhoto | TouchedImage | None] = asyncio.Queue(_COMMIT_PHOTOS)
+        ready: asyncio.Queue[_Outcome | None] = asyncio.Queue(_COMMIT_PHOTOS)
+        left: dict[Portion, int] = {}
+
+        async def done(portion: Portion, photos: int) -> None:
+            left[portion] -= photos
+            if not left[portion]:
+                del left[portion]
+                await self.patiently(load, portion.finish)
 
         async def read() -> None:
             async with asyncio.TaskGroup() as photos:
-                for start in range(0, len(load.photos), _LOOKUP_CHUNK):
-                    chunk = load.photos[start : start + _LOOKUP_CHUNK]
-                    keys = [path_key(photo.path) for photo in chunk]
-                    look_up = partial(self._catalog.images_by_key, load.collection.id, keys)
-                    rows = await self.patiently(load, look_up)
-                    known = [(photo, rows.get(key)) for photo, key in zip(chunk, keys, strict=True)]
-                    changed = [pair for pair in known if not _is_unchanged(*pair)]
-                    if unchanged := len(known) - len(changed):
-                        load.add(LoadCounts(unchanged=unchanged))
-                    for pair in changed:
-                        await self._pace.enter()
-                        task = photos.create_task(work(*pair))
-                        # A task that is cancelled before its first step would never leave.
-                        task.add_done_callback(lambda _: self._pace.leave())
+                async for portion in portions:
+                    left[portion] = len(portion.photos)
+                    for start in range(0, len(portion.photos), _LOOKUP_CHUNK):
+                        chunk = portion.photos[start : start + _LOOKUP_CHUNK]
+                        keys = [path_key(photo.path) for photo in chunk]
+                        look_up = partial(self._catalog.images_by_key, load.collection.id, keys)
+                        rows = await self.patiently(load, look_up)
+                        known = [
+                            (photo, rows.get(key)) for photo, key in zip(chunk, keys, strict=True)
+                        ]
+                        changed = [pair for pair in known if not _is_unchanged(*pair)]
+                        if unchanged := len(known) - len(changed):
+                            portion.add(LoadCounts(unchanged=unchanged))
+                            await done(portion, unchanged)
+                        for pair in changed:
+                            await self._pace.enter()
+                            task = photos.create_task(work(portion, *pair))
+                            # A task that is cancelled before its first step would never leave.
+                            task.add_done_callback(lambda _: self._pace.leave())
             await ready.put(None)
 
-        async def work(photo: FoundPhoto, known: Image | None) -> None:
+        async def work(portion: Portion, photo: FoundPhoto, known: Image | None) -> None:
             with self._traces.work("photo", **{"photo.path": photo.path}):
-                prepared = await self._prepare(load, photo, known)
-            await ready.put(prepared)
+                prepared = await self._prepare(load, photo, known, within)
+            await ready.put((portion, prepared))
 
         async def write() -> None:
-            batch: list[PreparedPhoto | TouchedImage | None] = []
+            batch: list[_Outcome | None] = []
             while not batch or batch[-1] is not None:
                 batch = [await ready.get()]
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_COMMIT_SECONDS):
                         while batch[-1] is not None and len(batch) < _COMMIT_PHOTOS:
                             batch.append(await ready.get())
-                await self._write_batch(load, [item for item in batch if item is not None])
+                outcomes = [outcome for outcome in batch if outcome is not None]
+                await self._write_batch(load, outcomes)
+                for portion, photos in Counter(portion for portion, _ in outcomes).items():
+                    await done(portion, photos)
 
         self._pace.begin()
         async with asyncio.TaskGroup() as group:
@@ -523,7 +483,7 @@ class Indexer:
             group.create_task(write())
 
     async def _prepare(
-        self, load: Load, photo: FoundPhoto, known: Image | None
+        self, load: Load, photo: FoundPhoto, known: Image | None, within: PhotoPlaces
     ) -> PreparedPhoto | TouchedImage:
         """Reads and analyses one photo; whatever is wrong with it becomes its error."""
         sha256 = ""
@@ -531,10 +491,12 @@ class Indexer:
             if photo.problem:
                 raise InvalidImage(photo.problem)
             async with self._bytes.part(photo.size):
-                data, sha256 = await self._in_file_thread(self._read, photo)
+                data, sha256 = await self.patiently(load, partial(self._read, photo, within))
                 if known is not None and known.state == "indexed" and known.sha256 == sha256:
                     return TouchedImage(known.id, photo.size, photo.mtime_ns)
-                analyzed = await self.patiently(load, partial(self._analyzer.analyze, data))
+                analyzed = await self.patiently(load, partial(self._analyze, data))
+        except (StoreUnavailable, StoreRefuses):
+            raise  # it is no fault of the photo's
         except ServiceError as problem:
             return self._failed(photo, sha256, str(problem))
         except OSError as problem:
@@ -559,6 +521,18 @@ class Indexer:
             analyzed.embeddings,
         )
 
+    async def _analyze(self, data: bytes) -> AnalyzedPhoto:
+        """As the analyzer does; that there is no process to decode in is waited out for a while."""
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(OutOfProcesses),
+            wait=wait_exponential(max=_MAX_WAIT_SECONDS),
+            stop=stop_after_delay(_DECODER_SECONDS),
+            reraise=True,
+        ):
+            with attempt:
+                return await self._analyzer.analyze(data)
+        raise AssertionError("unreachable")
+
     def _failed(self, photo: FoundPhoto, sha256: str, reason: str) -> PreparedPhoto:
         return PreparedPhoto(
             NewImage(
@@ -573,25 +547,39 @@ class Indexer:
             np.empty((0, self._analyzer.embedder.dimension), np.float32),
         )
 
-    def _read(self, photo: FoundPhoto) -> tuple[bytes, str]:
-        limit = self._settings.max_file_bytes
-        with open_regular_file(photo.path) as file:
-            # One byte past the limit tells a file that has grown since it was listed.
-            data = file.read(limit + 1)
-        if len(data) > limit:
-            raise TooLarge(f"the file has more than the {limit} bytes that MAX_FILE_BYTES allows")
-        return data, hashlib.sha256(data).hexdigest()
+    async def _read(self, photo: FoundPhoto, within: PhotoPlaces) -> tuple[bytes, str]:
+        def read() -> tuple[bytes, str]:
+            data = within.read_file(photo.path, self._settings.max_file_bytes)
+            return data, _sha256(data)
 
-    async def _write_batch(self, load: Load, batch: list[PreparedPhoto | TouchedImage]) -> None:
-        touched = [item for item in batch if isinstance(item, TouchedImage)]
-        outcomes = [item for item in batch if isinstance(item, PreparedPhoto)]
-        await self.patiently(load, partial(self._catalog.touch_images, touched))
-        if touched:
-            load.add(LoadCounts(unchanged=len(touched)), read=len(touched))
-        if not outcomes:
+        return await within.run(photo.path, read, here=self._files)
+
+    async def _write_batch(self, load: Load, batch: Sequence[_Outcome]) -> None:
+        touched: dict[Portion, list[TouchedImage]] = {}
+        prepared: dict[Portion, list[PreparedPhoto]] = {}
+        for portion, outcome in batch:
+            if isinstance(outcome, TouchedImage):
+                touched.setdefault(portion, []).append(outcome)
+            else:
+                prepared.setdefault(portion, []).append(outcome)
+        touch = partial(self._catalog.touch_images, list(chain(*touched.values())))
+        await self.patiently(load, touch)
+        for portion, images in touched.items():
+            portion.add(LoadCounts(unchanged=len(images)), read=len(images))
+        if not prepared:
             return
-        await self.patiently(load, partial(self._writer.add, load.collection, outcomes))
-        images = [outcome.image for outcome in outcomes]
+
+        async def choose() -> list[PreparedPhoto]:
+            for portion in list(prepared):
+                if not await portion.is_ours():
+                    del prepared[portion]
+            return list(chain(*prepared.values()))
+
+        await self.patiently(load, partial(self._writer.add_wanted, load.collection, choose))
+        for portion, photos in prepared.items():
+            self._count_written(load, portion, [photo.image for photo in photos])
+
+    def _count_written(self, load: Load, portion: Portion, images: Sequence[NewImage]) -> None:
         failures = [Failure(image.path, image.error) for image in images if image.error is not None]
         indexed = [image for image in images if image.error is None]
         counts = LoadCounts(
@@ -599,21 +587,39 @@ class Indexer:
             failed=len(failures),
             objects=sum(len(image.objects) for image in indexed),
         )
-        load.add(counts, failures, read=len(images))
+        portion.add(counts, failures, read=len(images))
         for failure in failures:
             _log.warning(
                 "load.photo_failed", load=load.id, path=failure.path, reason=failure.reason
             )
 
-    async def _prune(self, load: Load, unreadable: Iterable[str]) -> None:
-        present = {path_key(photo.path) for photo in load.photos}
+    async def scan(self, root: str) -> FolderScan:
+        """See `LoadWork.scan`."""
+        return await self._scan(root)
+
+    async def check_can_do(self, load: Load) -> None:
+        """See `LoadWork.check_can_do`."""
+        self._analyzer.check_collection(load.collection)
+        root = load.root
+        try:
+            await self._folders.run(root, self._folders.check_folder, root, here=self._files)
+        except OSError as error:
+            raise NotFound(f"the folder {root} cannot be opened: {error.strerror}") from None
+
+    def turn(self) -> AbstractAsyncContextManager[object]:
+        """See `LoadWork.turn`."""
+        return self._writer.turn()
+
+    async def prune(self, load: Load, present: set[str], unreadable: Iterable[str]) -> int:
+        """See `LoadWork.prune`; `present`: keys of the photos that the folder holds."""
         below = os.path.join(load.root, "")
         # What lies in a folder that could not be listed may well still be there.
         unknown = tuple(os.path.join(folder, "") for folder in unreadable)
+        removed = 0
 
         def gone(images: Sequence[Image]) -> list[int]:
             # A photo that the scan passes over, in a hidden folder say, is there all the same.
-            return [image.id for image in images if not os.path.lexists(image.path)]
+            return [image.id for image in images if self._folders.is_gone(image.path)]
 
         async for page in self._catalog.images(load.collection.id, ["indexed", "failed"]):
             unseen = [
@@ -623,9 +629,11 @@ class Indexer:
                 and not image.path.startswith(unknown)
                 and image.path_key not in present
             ]
-            if image_ids := await self._in_file_thread(gone, unseen):
+            image_ids = await self._folders.run(load.root, gone, unseen, here=self._files)
+            if image_ids and load.state == "running":
                 await self._writer.delete(load.collection, image_ids)
-                load.add(LoadCounts(removed=len(image_ids)))
+                removed += len(image_ids)
+        return removed
 
     # Single photos and whole collections
 
@@ -635,17 +643,20 @@ class Indexer:
         The same bytes in the same collection are the same photo, however often they come.
 
         Raises:
-            InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`; nothing is kept.
+            InvalidImage, UnsupportedFormat, TooLarge: see `Decoders.decode`; nothing is kept.
             EmbedderMismatch: the collection was filled by another embedder.
         """
         check_collection_name(name)
-        image_format, sha256 = await self._in_file_thread(_identify, data)
-        if (there := await self._catalog.collection(name)) is not None:
+        image_format = sniff(data[:SNIFF_BYTES])
+        sha256 = await self._in_file_thread(_sha256, data)
+        there = await self._catalog.collection(name)
+        if there is not None and image_format is not None:
             self._analyzer.check_collection(there)
             path = self._uploads.path(there.id, sha256, image_format)
             if (known := await self._writer.kept(there, path)) is not None:
                 return AddedPhoto(known, created=False)
         analyzed = await self._analyzer.analyze(data)
+        assert image_format is not None  # what it is instead, or that it is none, has been said
         collection = await self._writer.ensure_collection(name)
         path = self._uploads.path(collection.id, sha256, image_format)
         image = NewImage(
@@ -700,15 +711,40 @@ class Indexer:
             collection = await self._catalog.collection_in_any_state(name)
             if collection is None:
                 return False
-            await self._cancel([load for load in self._active if load.collection.name == name])
+            await self._cancel(await self._loads_into(name))
             await self._writer.drop(collection)
-            for load in list(self._ended.values()):
-                if load.collection.id == collection.id:
-                    del self._ended[load.id]
+            self._forget_ended(collection)
         _log.info("collection.dropped", collection=name)
         return True
 
+    async def finish_import(self, collection: Collection, name: str, *, replace: bool) -> None:
+        """Gives an imported collection its name. Loads into the one that it replaces end.
+
+        Raises:
+            Conflict: there is one of that name, which is not to be replaced.
+        """
+        async with self._starting_turn():
+            if replace:
+                await self._cancel(await self._loads_into(name))
+            replaced = await self._writer.finish_import(collection, name, replace=replace)
+            if replaced is not None:
+                self._forget_ended(replaced)
+        _log.info("collection.imported", collection=name, replaced=replaced is not None)
+
+    async def _loads_into(self, name: str) -> list[Load]:
+        if self._shared is not None:
+            await self._shared.look()
+        return [load for load in self._active if load.collection.name == name]
+
+    def _forget_ended(self, collection: Collection) -> None:
+        for load in list(self._ended.values()):
+            if load.collection.id == collection.id:
+                del self._ended[load.id]
+
     async def _cancel(self, loads: Sequence[Load]) -> None:
+        if self._shared is not None:
+            await self._shared.cancel(loads)
+            return
         for load in loads:
             # Cancelled twice, it would not await what it must not leave half done.
             if load.task is not None and not load.task.cancelling():
@@ -743,7 +779,13 @@ class Indexer:
     # Start and end
 
     async def resume_loads(self) -> None:
-        """Goes on with the loads that a stop or a crash has interrupted, in the background."""
+        """Goes on with the loads that a stop or a crash has interrupted, in the background.
+
+        Where other processes may open the catalog, takes part in those that run from now on.
+        """
+        if self._shared is not None:
+            self._shared.start()
+            return
         for row in await self._catalog.running_loads():
             task = asyncio.create_task(self._resume(row), name=f"resume-{row.id}")
             self._background.add(task)
@@ -767,7 +809,7 @@ class Indexer:
         collection = await self._catalog.collection_by_id(row.collection_id)
         if collection is None:
             return
-        scan = await self._in_file_thread(self._scan, row.root)
+        scan = await self._scan(row.root)
         load = await self._register(scan, collection.name, prune=row.prune, resumed=row)
         if load.id == row.id:
             _log.info("load.resumed", load=row.id, root=row.root)
@@ -782,7 +824,10 @@ class Indexer:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         async with self._starting:
-            await self._cancel(list(self._active))
+            if self._shared is not None:
+                await self._shared.stop()
+            else:
+                await self._cancel(list(self._active))
 
     async def close(self) -> None:
         """Ends loads and threads."""
@@ -795,6 +840,10 @@ class Indexer:
         return asyncio.get_running_loop().run_in_executor(self._files, function, *arguments)
 
 
+async def _whole(load: Load) -> AsyncIterator[Portion]:
+    yield WholeFolder(load)
+
+
 def _is_unchanged(photo: FoundPhoto, known: Image | None) -> bool:
     return (
         known is not None
@@ -803,12 +852,5 @@ def _is_unchanged(photo: FoundPhoto, known: Image | None) -> bool:
     )
 
 
-def _identify(data: bytes) -> tuple[str, str]:
-    """Format and SHA-256 of an uploaded photo."""
-    return read_header(data).format, hashlib.sha256(data).hexdigest()
-
-
-def _first_cause(error: Exception) -> Exception:
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

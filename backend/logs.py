@@ -7,6 +7,8 @@ from typing import Any, TextIO
 
 import structlog
 
+from backend.plain_text import printable
+
 __all__ = ["configure_logging"]
 
 
@@ -15,10 +17,7 @@ class _OneLine(structlog.stdlib.ProcessorFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record's line."""
-        return "".join(
-            char if char.isprintable() else char.encode("unicode_escape").decode()
-            for char in super().format(record)
-        )
+        return printable(super().format(record))
 
 
 class _CurrentStderr(logging.StreamHandler[TextIO]):

@@ -29,9 +29,10 @@ from backend.tracing import Traces
 
 __all__ = ["STAGES", "Limit", "LoadProgress", "Metrics", "Stage", "add_stage_times", "stage_times"]
 
-Stage = Literal["decode", "detect", "cut", "embed", "search", "lookup", "write"]
+Stage = Literal["decode", "detect", "cut", "embed", "search", "lookup", "write", "turn", "lease"]
 """Decoding and letterboxing, the detector, NMS and crops, the embedder; a search's vectors and its
-rows of the catalog; what is written to both."""
+rows of the catalog; what is written to both, and of that the wait for others who write; what a load
+that backends share waits for its chunks."""
 
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 
@@ -111,6 +112,7 @@ class Metrics:
             "request_duration_seconds", "Time from a request's head to its answer's end.", "route"
         )
         self._in_flight = self._gauge("requests_in_flight", "Requests that are being answered.")
+        self._tasks = self._gauge("event_loop_tasks", "Tasks on the event loop.")
         self._loop_lag = Histogram(
             "event_loop_lag_seconds",
             "By how much the event loop is late to what it was to do at a time.",
@@ -206,6 +208,10 @@ class Metrics:
             due = loop.time() + _LAG_SECONDS
             await asyncio.sleep(_LAG_SECONDS)
             self._loop_lag.observe(loop.time() - due)
+
+    def show_tasks(self) -> None:
+        """Sets the figure of tasks on the event loop, which only it can count."""
+        self._tasks.set(len(asyncio.all_tasks()))
 
     # Work
 

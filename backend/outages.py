@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from backend.errors import EngineUnavailable
+from backend.errors import EngineUnavailable, StoreUnavailable
 from backend.metrics import Metrics
 from backend.readiness import Readiness
 
@@ -57,9 +57,30 @@ class Outages:
         return self._task
 
     async def over(self, trouble: EngineUnavailable) -> None:
-        """Returns when every engine works and what was half done is mended."""
+        """Returns when every engine works and what was half done is mended.
+
+        Of a store of photos: when it answers. Nothing is half done there, and who needs no photo of
+        it has not noticed.
+
+        Raises:
+            StoreRefuses: the store answers, and does not let us in.
+        """
+        if isinstance(trouble, StoreUnavailable):
+            await self._store_answers(trouble)
+            return
         # Shielded: one who waits no longer takes nobody else's wait along.
         await asyncio.shield(self.begin(trouble))
+
+    async def _store_answers(self, trouble: StoreUnavailable) -> None:
+        delay = _FIRST_DELAY_SECONDS
+        while True:
+            await asyncio.sleep(delay * random.uniform(0.5, 1))
+            delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
+            try:
+                await asyncio.to_thread(trouble.probe)
+            except StoreUnavailable:
+                continue
+            return
 
     async def close(self) -> None:
         """Gives up waiting; the next start mends."""

@@ -17,7 +17,7 @@ from typing import Final
 import structlog
 
 from backend.errors import InvalidImage
-from backend.files import open_regular_file
+from backend.files import EVERYWHERE
 
 __all__ = ["PhotoCache"]
 
@@ -61,7 +61,7 @@ class PhotoCache:
         """The content of a file, which counts as used now; None where there is none."""
         path = self._path(name)
         try:
-            with open_regular_file(str(path)) as file:
+            with EVERYWHERE.open_file(str(path)) as file:
                 if os.fstat(file.fileno()).st_size > self._max_bytes:  # it cannot be ours
                     return None
                 data = file.read()

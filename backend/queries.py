@@ -63,7 +63,7 @@ class QueryPhotos:
         """Analyses a photo and keeps it, if the disk allows: it can be searched with either way.
 
         Raises:
-            InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`; it is not kept.
+            InvalidImage, UnsupportedFormat, TooLarge: see `Decoders.decode`; it is not kept.
             EngineUnavailable: the models do not answer, or not before the deadline.
             Unavailable: the service is stopping.
         """

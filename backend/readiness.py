@@ -6,6 +6,7 @@ segments of a collection: only an inference, a search and a query tell.
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import structlog
 from backend.analysis import PhotoAnalyzer
 from backend.deadlines import deadline, time_left
 from backend.errors import EngineUnavailable, ServiceError
+from backend.single_flight import SingleFlight
 from backend.storage.catalog import Catalog
 from backend.storage.vectors import VectorStore
 
@@ -43,22 +45,35 @@ class EngineState:
 
 
 class Readiness:
-    """Probes the engines; many probes may be in flight together."""
+    """Probes the engines; those who ask while a probe is in flight share it."""
 
     def __init__(self, catalog: Catalog, vectors: VectorStore, analyzer: PhotoAnalyzer) -> None:
         self._catalog = catalog
         self._vectors = vectors
         self._analyzer = analyzer
+        self._checks: SingleFlight[list[EngineState]] = SingleFlight()
+        self._found: list[EngineState] = []
+        self._found_at = -math.inf
 
-    async def check(self) -> list[EngineState]:
-        """Each engine's state, after an inference, a vector search and a query."""
-        return list(
+    async def check(self, *, max_age: float = 0.0) -> list[EngineState]:
+        """Each engine's state, after an inference, a vector search and a query.
+
+        `max_age`: seconds that it may be old.
+        """
+        if time.monotonic() - self._found_at < max_age:
+            return self._found
+        return await self._checks.run("engines", self._check)
+
+    async def _check(self) -> list[EngineState]:
+        found = list(
             await asyncio.gather(
                 _probe(self._analyzer.engine_name, self._infer),
                 _probe(self._vectors.engine_name, self._search),
                 _probe(self._catalog.engine_name, self._catalog.ping),
             )
         )
+        self._found, self._found_at = found, time.monotonic()
+        return found
 
     async def _infer(self) -> None:
         detector, embedder = self._analyzer.detector, self._analyzer.embedder

@@ -5,9 +5,7 @@ until new vectors take the place of the old.
 """
 
 import asyncio
-import contextlib
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,10 +16,18 @@ import structlog
 
 from backend.analysis import PhotoAnalyzer
 from backend.checking import CollectionReport
-from backend.errors import Conflict, EngineUnavailable, InvalidImage, ServiceError
-from backend.files import open_regular_file
-from backend.indexing import Failure, Indexer, Load
-from backend.scanning import FoundPhoto
+from backend.cores import count_cores
+from backend.errors import (
+    Conflict,
+    EngineUnavailable,
+    InvalidImage,
+    ServiceError,
+    StoreRefuses,
+    TooLarge,
+)
+from backend.indexing import Indexer
+from backend.loads import Failure, Load
+from backend.places import PhotoPlaces
 from backend.storage.catalog import (
     Catalog,
     Collection,
@@ -42,7 +48,7 @@ _CHANGED: Final = (
     "its file was gone or had changed when its collection was embedded anew: load its folder, or"
     " upload it, again"
 )
-_IN_FLIGHT: Final = 2 * (os.cpu_count() or 1)
+_IN_FLIGHT: Final = 2 * count_cores()
 _WRITTEN_TOGETHER: Final = 64
 """Photos whose vectors are written with one call."""
 
@@ -70,7 +76,11 @@ class Repairer:
         analyzer: PhotoAnalyzer,
         writer: PhotoWriter,
         indexer: Indexer,
+        *,
+        places: PhotoPlaces,
     ) -> None:
+        """`places`: those that catalogued photos may lie in."""
+        self._places = places
         self._catalog = catalog
         self._vectors = vectors
         self._analyzer = analyzer
@@ -90,21 +100,30 @@ class Repairer:
             await ensure_held()
             await self._vectors.delete(collection.store, sorted(orphaned))
         # Uploaded again, say, a photo is back with the same id.
-        gone = await asyncio.to_thread(_still_gone, report.gone)
-        await self._writer.delete(collection, [image.id for image in gone])
+        presences = await self._places.presences([image.path for image in report.gone])
+        gone = [
+            image.id
+            for image, presence in zip(report.gone, presences, strict=True)
+            if presence == "gone"
+        ]
+        await self._writer.delete(collection, gone)
 
     async def index_again(self, report: CollectionReport) -> Load | None:
         """Starts indexing the photos that lack vectors or have failed, where they are files still.
 
         None where there are none.
+
+        Raises:
+            StoreUnavailable, StoreRefuses: the store that they lie in cannot be asked; nothing has
+                changed.
         """
         collection = report.collection
         places = await self._catalog.places(sorted(report.missing))
         lacking = sorted({place.image_id for place in places.values()})
-        await self._catalog.fail_photos(lacking, _VECTOR_MISSING)
         paths = [image.path for image in await self._catalog.images_by_id(lacking)]
         paths += [failure.path for failure in report.failures]
-        photos = await asyncio.to_thread(_files, sorted(set(paths)))
+        photos = await self._places.find_all(sorted(set(paths)))
+        await self._catalog.fail_photos(lacking, _VECTOR_MISSING)
         return self._indexer.index_again(collection, photos) if photos else None
 
     async def hash_photos(self, collection: Collection) -> int:
@@ -117,7 +136,7 @@ class Repairer:
         async def find(image: Image) -> int | None:
             async with free:
                 try:
-                    data = await asyncio.to_thread(_read_unchanged, image)
+                    data = await self._read_unchanged(image)
                     return await self._analyzer.hash_photo(data)
                 except (ServiceError, OSError):
                     return None  # what is wrong with it, a check or the next load tells
@@ -247,7 +266,7 @@ class Repairer:
             async with free:
                 try:
                     return await self._embed_photo(image, places)
-                except EngineUnavailable:
+                except (EngineUnavailable, StoreRefuses):
                     raise  # it is no fault of the photo's
                 except (ServiceError, OSError) as problem:
                     failed[image.id] = Failure(image.path, str(problem))
@@ -257,8 +276,12 @@ class Repairer:
         await self._vectors.upsert(collection.store, rows)
         embedded.update(row.id for row in rows)
 
+    async def _read_unchanged(self, image: Image) -> bytes:
+        """A photo's bytes, where they are those that its objects were found in."""
+        return await self._places.run(image.path, _read_unchanged, self._places, image)
+
     async def _embed_photo(self, image: Image, places: Sequence[ObjectPlace]) -> list[ObjectVector]:
-        data = await asyncio.to_thread(_read_unchanged, image)
+        data = await self._read_unchanged(image)
         boxes = np.array([place.box for place in places], np.float32).reshape(-1, 4)
         vectors = await self._analyzer.embed_objects(data, boxes)
         return [
@@ -267,24 +290,11 @@ class Repairer:
         ]
 
 
-def _still_gone(images: Sequence[Image]) -> list[Image]:
-    return [image for image in images if not os.path.exists(image.path)]
-
-
-def _read_unchanged(image: Image) -> bytes:
-    """A photo's bytes, where they are those that its objects were found in."""
-    with open_regular_file(image.path) as file:
-        data = file.read(image.size + 1)
+def _read_unchanged(places: PhotoPlaces, image: Image) -> bytes:
+    try:
+        data = places.read_file(image.path, image.size)
+    except TooLarge:
+        data = b""
     if hashlib.sha256(data).hexdigest() != image.sha256:
         raise InvalidImage("its file has changed since it was indexed")
     return data
-
-
-def _files(paths: Sequence[str]) -> list[FoundPhoto]:
-    """Those of the paths that lead to files; the others are no photos to index."""
-    found = []
-    for path in paths:
-        with contextlib.suppress(OSError):
-            status = os.stat(path)
-            found.append(FoundPhoto(path, status.st_size, status.st_mtime_ns))
-    return found

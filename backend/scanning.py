@@ -5,10 +5,11 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backend.errors import InvalidInput
+from backend.errors import Forbidden, InvalidInput
+from backend.files import PhotoFolders
 from backend.vision.decode import EXTENSIONS
 
-__all__ = ["FolderScan", "FoundPhoto", "scan_folder"]
+__all__ = ["FolderScan", "FoundPhoto", "nothing_found", "scan_folder"]
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,20 @@ class FolderScan:
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
-def scan_folder(folder: str, *, start: Path) -> FolderScan:
+def scan_folder(folder: str, *, start: Path, within: PhotoFolders) -> FolderScan:
     """Lists a folder's photos recursively, in the order of their names.
 
     A symbolic link to a file is followed; one to a folder is passed over, so that no loop of
-    links can be entered and nothing outside the folder is taken in by surprise.
+    links can be entered and nothing outside the folder is taken in by surprise. Where a link to a
+    file leads is seen when it is read.
 
     Args:
         folder: absolute, or relative to `start`.
         start: the folder that relative ones are taken from.
+        within: the folders that it may lie in.
 
     Raises:
+        Forbidden: it lies elsewhere, or would if there were one.
         InvalidInput: there is no such folder, or it cannot be read, or it holds no photo.
     """
     if not folder or "\0" in folder:
@@ -57,7 +61,9 @@ def scan_folder(folder: str, *, start: Path) -> FolderScan:
         raise InvalidInput(f"the folder's name {folder!r} is not valid UTF-8: rename it") from None
     scan = FolderScan(root)
     try:
-        _walk(root, scan)
+        _walk(root, scan, within)
+    except Forbidden as reason:
+        raise Forbidden(f"the folder {folder} cannot be read: {reason}") from None
     except FileNotFoundError:
         raise InvalidInput(f"the folder {folder} does not exist on the server") from None
     except NotADirectoryError:
@@ -65,39 +71,57 @@ def scan_folder(folder: str, *, start: Path) -> FolderScan:
     except OSError as error:
         raise InvalidInput(f"the folder {folder} cannot be read: {error.strerror}") from None
     if not scan.photos:
-        raise InvalidInput(
-            f"the folder {folder} holds no photo"
-            f" ({scan.passed_over} other entries, {len(scan.unreadable)} unreadable folders):"
-            f" files that end in {', '.join(sorted(EXTENSIONS))} are looked for"
-        )
+        raise nothing_found(folder, scan)
     return scan
 
 
-def _walk(root: str, scan: FolderScan) -> None:
+def nothing_found(folder: str, scan: FolderScan) -> InvalidInput:
+    """What is said of a folder without a photo."""
+    return InvalidInput(
+        f"the folder {folder} holds no photo"
+        f" ({scan.passed_over} other entries, {len(scan.unreadable)} unreadable folders):"
+        f" files that end in {', '.join(sorted(EXTENSIONS))} are looked for"
+    )
+
+
+def _walk(root: str, scan: FolderScan, within: PhotoFolders) -> None:
     folders = [root]
     while folders:
         folder = folders.pop()
         try:
-            with os.scandir(folder) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
-        except OSError as error:
+            descriptor = within.open_folder(folder, may_be_link=folder == root)
+        except (Forbidden, OSError) as error:  # below the root: it was exchanged since it was seen
             if folder == root:
                 raise
-            scan.unreadable[folder] = error.strerror or str(error)
+            scan.unreadable[folder] = getattr(error, "strerror", None) or str(error)
             continue
-        below = []
-        for entry in entries:
-            if entry.name.startswith("."):
-                scan.passed_over += 1
-            elif entry.is_dir(follow_symlinks=False):
-                below.append(entry.path)
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and not _links_to_folder(
-                entry
-            ):
-                scan.photos.append(_found(entry))
-            else:
-                scan.passed_over += 1
+        try:
+            below = _list(descriptor, folder, scan)
+        finally:
+            os.close(descriptor)
         folders.extend(reversed(below))
+
+
+def _list(descriptor: int, folder: str, scan: FolderScan) -> list[str]:
+    """Takes in what lies in an open folder; returns the folders in it."""
+    try:
+        with os.scandir(descriptor) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:  # the disk, in the middle of it
+        scan.unreadable[folder] = error.strerror or str(error)
+        return []
+    below = []
+    for entry in entries:
+        path = os.path.join(folder, entry.name)
+        if entry.name.startswith("."):
+            scan.passed_over += 1
+        elif entry.is_dir(follow_symlinks=False):
+            below.append(path)
+        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and not _links_to_folder(entry):
+            scan.photos.append(_found(entry, path))
+        else:
+            scan.passed_over += 1
+    return below
 
 
 def _links_to_folder(entry: os.DirEntry[str]) -> bool:
@@ -107,18 +131,18 @@ def _links_to_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _found(entry: os.DirEntry[str]) -> FoundPhoto:
+def _found(entry: os.DirEntry[str], path: str) -> FoundPhoto:
     try:
-        entry.path.encode()
+        path.encode()
     except UnicodeEncodeError:
-        return FoundPhoto(entry.path, problem="the file's name is not valid UTF-8: rename it")
+        return FoundPhoto(path, problem="the file's name is not valid UTF-8: rename it")
     try:
         status = entry.stat()
     except FileNotFoundError:
-        return FoundPhoto(entry.path, problem="the link leads to a file that does not exist")
+        return FoundPhoto(path, problem="the link leads to a file that does not exist")
     except OSError as error:
-        return FoundPhoto(entry.path, problem=f"the file cannot be read: {error.strerror}")
+        return FoundPhoto(path, problem=f"the file cannot be read: {error.strerror}")
     if not stat.S_ISREG(status.st_mode):
         # Opening a pipe would wait for ever, and a device may have no end.
-        return FoundPhoto(entry.path, problem="this is no regular file")
-    return FoundPhoto(entry.path, status.st_size, status.st_mtime_ns)
+        return FoundPhoto(path, problem="this is no regular file")
+    return FoundPhoto(path, status.st_size, status.st_mtime_ns)

@@ -171,7 +171,7 @@ class Searcher:
         Each photo comes once, by its nearest object. Empty where there is no such collection.
 
         Raises:
-            InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`.
+            InvalidImage, UnsupportedFormat, TooLarge: see `Decoders.decode`.
             EmbedderMismatch: the collection was filled by another embedder.
             VectorsLost: the vector engine does not have the collection.
             EngineUnavailable: an engine does not answer, or not before the deadline.

@@ -6,17 +6,21 @@ its last 32 bytes are the SHA-256 of those before, so that a damaged one is made
 
 import asyncio
 import hashlib
-import os
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from backend.errors import InvalidImage, NotFound, UnsupportedFormat
-from backend.files import open_regular_file
+from backend.cores import count_cores
+from backend.decoding.pool import Decoders
+from backend.errors import Forbidden, InvalidImage, NotFound, UnsupportedFormat
+from backend.photo_addresses import is_address
 from backend.photo_cache import PhotoCache
+from backend.places import PhotoPlaces
 from backend.single_flight import SingleFlight
-from backend.vision.thumbnail import RECIPE, MediaType, make_thumbnail
+from backend.vision.thumbnail import RECIPE, MediaType
 
 __all__ = ["RECIPE", "MediaType", "Thumbnails", "thumbnail_type"]
 
@@ -25,6 +29,9 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _DIGEST_BYTES: Final = 32
 _MAX_THREADS: Final = 8
 """Each may hold the pixels of a photo; the larger ones are JPEGs, decoded at a reduced scale."""
+
+_MAX_FETCHED: Final = 2 * _MAX_THREADS
+"""Photos of stores in memory: some are on their way while others are made."""
 
 _PREFERENCE: Final[tuple[MediaType, ...]] = ("image/webp", "image/avif", "image/jpeg")
 """Among those that a client likes as well. AVIF is no smaller than WebP at the speed that it takes
@@ -35,19 +42,24 @@ _QUALITY: Final = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 class Thumbnails:
     """Makes thumbnails and keeps them; many calls may be in flight together."""
 
-    def __init__(self, folder: Path, *, max_bytes: int, max_pixels: int) -> None:
+    def __init__(
+        self, folder: Path, *, max_bytes: int, decoders: Decoders, photos: PhotoPlaces
+    ) -> None:
         """Looks at nothing yet.
 
         Args:
             folder: of the cache; several processes may share it.
             max_bytes: of the cache.
-            max_pixels: of a photo that is decoded.
+            decoders: make them.
+            photos: the places that catalogued photos may lie in.
         """
+        self._photos = photos
         self._cache = PhotoCache(folder, max_bytes=max_bytes, name=_NAME)
-        self._max_pixels = max_pixels
+        self._decoders = decoders
         self._making: SingleFlight[bytes] = SingleFlight()
+        self._fetching = asyncio.Semaphore(_MAX_FETCHED)
         self._threads = ThreadPoolExecutor(
-            min(os.cpu_count() or 1, _MAX_THREADS), thread_name_prefix="thumbnails"
+            min(count_cores(), _MAX_THREADS), thread_name_prefix="thumbnails"
         )
 
     async def get(self, path: str, sha256: str, size: int, media_type: MediaType) -> bytes:
@@ -69,7 +81,7 @@ class Thumbnails:
             Unavailable: the service is stopping.
         """
         if not _SHA256.fullmatch(sha256):
-            raise NotFound(f"the photo {path} has never been readable: there is no thumbnail of it")
+            raise NotFound("the photo has never been readable: there is no thumbnail of it")
         name = f"{sha256}-{size}-{RECIPE}.{media_type.removeprefix('image/')}"
         kept = await asyncio.to_thread(self._kept, name)
         if kept is not None:
@@ -77,9 +89,13 @@ class Thumbnails:
 
         async def make() -> bytes:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(
-                self._threads, self._make, name, path, sha256, size, media_type
-            )
+            make_of = partial(self._make, name, size, media_type)
+            if not is_address(path):  # else its store may keep whom waits for it
+                read = partial(_read_photo, self._photos, path, sha256)
+                return await loop.run_in_executor(self._threads, make_of, read)
+            async with self._fetching:
+                data = await self._photos.run(path, _read_photo, self._photos, path, sha256)
+                return await loop.run_in_executor(self._threads, make_of, lambda: data)
 
         return await self._making.run(name, make)
 
@@ -93,15 +109,17 @@ class Thumbnails:
         self._cache.remove(name)
         return None
 
-    def _make(self, name: str, path: str, sha256: str, size: int, media_type: MediaType) -> bytes:
+    def _make(
+        self, name: str, size: int, media_type: MediaType, read: Callable[[], bytes]
+    ) -> bytes:
         kept = self._kept(name)  # it may have been made between the look at the cache and now
         if kept is not None:
             return kept
-        data = _read_photo(path, sha256)
+        data = read()
         try:
-            thumbnail = make_thumbnail(data, size, media_type, max_pixels=self._max_pixels)
+            thumbnail = self._decoders.make_thumbnail(data, size, media_type)
         except (InvalidImage, UnsupportedFormat) as problem:
-            raise NotFound(f"there is no thumbnail of {path}: {problem}") from None
+            raise NotFound(f"there is no thumbnail of the photo: {problem}") from None
         self._cache.write(name, thumbnail + hashlib.sha256(thumbnail).digest())
         return thumbnail
 
@@ -111,24 +129,17 @@ class Thumbnails:
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
 
 
-def _read_photo(path: str, sha256: str) -> bytes:
+def _read_photo(photos: PhotoPlaces, path: str, sha256: str) -> bytes:
     """The bytes of a photo, if they are still those that were indexed."""
-    changed = NotFound(f"the photo {path} has changed since it was indexed: load its folder again")
     try:
-        with open_regular_file(path) as file:
-            before = os.fstat(file.fileno())
-            # First in pieces: what has taken the photo's place may be larger than the memory.
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise changed
-            file.seek(0)
-            data = file.read()
-            after = os.fstat(file.fileno())
+        with photos.open_file(path) as file:
+            data = file.read_if(sha256)
     except OSError as error:
-        raise NotFound(f"the photo {path} cannot be read any more: {error.strerror}") from None
-    except ValueError as error:  # InvalidImage: no regular file; or a path that none can have
-        raise NotFound(f"the photo {path!r} cannot be read any more: {error}") from None
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise changed
+        raise NotFound(f"the photo cannot be read any more: {error.strerror}") from None
+    except (Forbidden, InvalidImage) as error:
+        raise NotFound(f"the photo cannot be read any more: {error}") from None
+    if data is None:
+        raise NotFound("the photo has changed since it was indexed: load its folder again")
     return data
 
 

@@ -17,6 +17,7 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from backend.errors import ConfigurationError
+from backend.plain_text import without_credentials
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -65,9 +66,10 @@ class Traces:
             import opentelemetry.exporter.otlp.proto.http.trace_exporter  # noqa: F401 isort: skip
         except ImportError as missing:
             raise ConfigurationError(
-                f"OTEL_EXPORTER_OTLP_ENDPOINT={endpoint}: traces need OpenTelemetry, which is not"
-                f" installed ({missing}): run pip install 'image-similarity-search[tracing]' (in a"
-                " checkout pip install -e '.[tracing]'), or unset the variable"
+                f"OTEL_EXPORTER_OTLP_ENDPOINT={without_credentials(endpoint)}: traces need"
+                f" OpenTelemetry, which is not installed ({missing}): run pip install"
+                " 'image-similarity-search[tracing]' (in a checkout pip install -e '.[tracing]'),"
+                " or unset the variable"
             ) from None
         version = importlib.metadata.version(_DISTRIBUTION)
         resource = Resource.create({"service.name": service_name, "service.version": version})
@@ -89,7 +91,7 @@ class Traces:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
         url = f"{self._endpoint.removesuffix('/')}{_PATH}"
-        exporter = _telling(OTLPSpanExporter(endpoint=url), url)
+        exporter = _telling(OTLPSpanExporter(endpoint=url), without_credentials(url))
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         try:
             yield
@@ -270,7 +272,7 @@ def _telling(exporter: "SpanExporter", url: str) -> "SpanExporter":
                 _log.warning(
                     "traces.not_sent",
                     url=url,
-                    reason=heard.first,
+                    reason=without_credentials(heard.first),
                     hint="OTEL_EXPORTER_OTLP_ENDPOINT must be a collector's OTLP over HTTP, whose"
                     " port is mostly 4318; spans are lost until it takes them, nothing else is",
                 )

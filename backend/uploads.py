@@ -1,19 +1,22 @@
 """The files of uploaded photos: where they lie, how they come and go.
 
 UPLOAD_PATH/CATALOG/COLLECTION/SHA256.EXTENSION, the first two by their ids: names of ours, the same
-for the same bytes. Only files named so, in the folder of this very catalog, are ever removed, so
-that an UPLOAD_PATH may be shared and may hold other files.
+for the same bytes. Copies, which an import may bring, are numbered: SHA256-2.EXTENSION. Only files
+named so, in the folder of this very catalog, are ever removed, so that an UPLOAD_PATH may be shared
+and may hold other files.
 """
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from backend.files import sync_folder
+
 __all__ = ["UploadFolder"]
 
-_NAME: Final = re.compile(r"[0-9a-f]{64}\.(?:jpeg|png|webp|bmp|tiff)(?:\.part)?")
+_NAME: Final = re.compile(r"[0-9a-f]{64}(?:-[1-9]\d*)?\.(?:jpeg|png|webp|bmp|tiff)(?:\.part)?")
 
 
 class UploadFolder:
@@ -22,9 +25,10 @@ class UploadFolder:
     def __init__(self, folder: Path, catalog_identity: str) -> None:
         self._folder = folder / catalog_identity
 
-    def path(self, collection_id: int, sha256: str, image_format: str) -> Path:
-        """Where a photo of these bytes is, or would be, kept."""
-        return self._folder / str(collection_id) / f"{sha256}.{image_format.lower()}"
+    def path(self, collection_id: int, sha256: str, image_format: str, *, number: int = 1) -> Path:
+        """Where a photo of these bytes is, or would be, kept; `number` of several of them."""
+        name = sha256 if number == 1 else f"{sha256}-{number}"
+        return self._folder / str(collection_id) / f"{name}.{image_format.lower()}"
 
     def write(self, path: Path, data: bytes) -> None:
         """Stores a photo: wholly, durably, or not at all."""
@@ -36,7 +40,7 @@ class UploadFolder:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -52,6 +56,19 @@ class UploadFolder:
             path.parent == self._folder / str(collection_id)
             and _NAME.fullmatch(path.name) is not None
         )
+
+    def names(self, paths: Iterable[str]) -> dict[str, str]:
+        """Of those paths that lead to uploads, of whichever catalog, by whatever way: their names.
+
+        Whether the files are there does not matter.
+        """
+        root = os.path.realpath(self._folder.parent)
+        found = {}
+        for path in paths:
+            leads_to = Path(os.path.realpath(path))
+            if leads_to.parents[2:3] == (Path(root),) and _NAME.fullmatch(leads_to.name):
+                found[path] = leads_to.name
+        return found
 
     def remove_collection(self, collection_id: int) -> None:
         """Removes a collection's photos, and its folder where nothing else is in it."""
@@ -77,14 +94,6 @@ class UploadFolder:
     def _files(self, folder: Path) -> Iterator[Path]:
         if folder.is_dir():
             yield from (entry for entry in folder.iterdir() if _NAME.fullmatch(entry.name))
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_empty(folder: Path) -> None:

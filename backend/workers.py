@@ -1,14 +1,13 @@
 """Threads for what keeps a processor busy: a thread a core, and who is waited for comes first."""
 
 import asyncio
-import os
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from backend.deadlines import has_deadline
+from backend.cores import count_cores
+from backend.precedence import Precedence
 
 __all__ = ["Workers"]
 
@@ -45,9 +44,8 @@ class Workers:
 
     def __init__(self, name: str) -> None:
         """`name`: the threads'."""
-        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix=name)
-        self._urgent: deque[_Job[Any]] = deque()
-        self._patient: deque[_Job[Any]] = deque()
+        self._threads = ThreadPoolExecutor(count_cores(), thread_name_prefix=name)
+        self._jobs = Precedence[_Job[Any]]()
 
     async def run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """What a function returns that runs in one of the threads.
@@ -56,19 +54,15 @@ class Workers:
         """
         context = copy_context()  # stages that are timed, and traces, are the caller's
         job = _Job(lambda: context.run(function, *args, **kwargs))
-        (self._urgent if has_deadline() else self._patient).append(job)
+        self._jobs.add(job)
         self._threads.submit(self._do_next)  # as often as there are jobs, for whichever is first
         return await asyncio.wrap_future(job.outcome)
 
     def _do_next(self) -> None:
-        try:
-            job = self._urgent.popleft()
-        except IndexError:
-            job = self._patient.popleft()
-        job.do()
+        self._jobs.take().do()
 
     async def close(self) -> None:
         """Ends the threads, after what they have begun; the rest is not run."""
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
-        for job in (*self._urgent, *self._patient):
+        for job in self._jobs:
             job.outcome.cancel()

@@ -5,16 +5,19 @@ Adding: (1) the photo's row `pending` with its objects, in one transaction; (2) 
 row `indexed`. Removing: `deleting`, the vectors, an upload's file, the rows. What was broken off in
 between is mended at the next start, or, where an engine was away, as soon as it is back: what is
 `pending` is undone and counts as failed, until the load that brought it, or its uploader, tries
-again; what is `deleting` is finished. A collection that cannot be mended, since the vector engine
-has lost it or cannot load it, holds up nobody else: it is tried again before it is next written to.
+again; what is `deleting` is finished. A collection that is imported is not seen until all of it is
+written; where its import was broken off, it goes. A collection that cannot be mended, since the
+vector engine has lost it or cannot load it, holds up nobody else: it is tried again before it is
+next written to.
 """
 
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar, TypeVarTuple
 
@@ -43,9 +46,11 @@ from backend.storage.catalog import (
     Image,
     LoadState,
     NewImage,
+    new_store,
     path_key,
     utc_now,
 )
+from backend.storage.reasons import Failed
 from backend.storage.vectors import ObjectVector, VectorStore
 from backend.uploads import UploadFolder
 
@@ -107,14 +112,17 @@ class PhotoWriter:
         self._analyzer = analyzer
         self._uploads = uploads
         self._figures = figures
-        self._metric = metric
+        self.metric = metric
+        """By which the vectors of new collections are compared."""
         self._files = ThreadPoolExecutor(1, thread_name_prefix="uploads")
         self._writing = asyncio.Lock()
         self._unsure: dict[int, set[int]] = {}
         """Photos of each collection of which a commit has failed: their vectors may still come."""
         self._unmended: set[int] = set()
         """Collections that were not mended, while the engines worked for others."""
-        self._ended_loads: dict[int, tuple[LoadState, Mapping[str, int], str | None, str]] = {}
+        self._importing: set[str] = set()
+        """Stores of collections that this process imports."""
+        self._ended_loads: dict[int, Callable[[], Awaitable[None]]] = {}
         self._noting = asyncio.Lock()  # the ends of loads, and that one runs again
         self._unsettled = False  # whether a commit has been begun and not ended
         self._unfinished: set[asyncio.Task[Any]] = set()
@@ -141,7 +149,7 @@ class PhotoWriter:
                 embedder=embedder.name,
                 embedder_sha256=embedder.sha256,
                 dim=embedder.dimension,
-                metric=self._metric,
+                metric=self.metric,
             )
             if collection is None:
                 raise Conflict(f"the drop of collection {name!r} is not finished: drop it again")
@@ -170,10 +178,20 @@ class PhotoWriter:
             await self._in_file_thread(self._uploads.remove_collection, collection.id)
             await self._catalog.finish_drop(collection.id)
 
-    async def add(self, collection: Collection, photos: Sequence[PreparedPhoto]) -> list[int]:
-        """Writes photos, or their failures; returns their ids once they can be found."""
+    async def add(self, collection: Collection, photos: Sequence[PreparedPhoto]) -> None:
+        """Writes photos, or their failures; returns once they can be found."""
+
+        async def all_of_them() -> Sequence[PreparedPhoto]:
+            return photos
+
+        await self.add_wanted(collection, all_of_them)
+
+    async def add_wanted(
+        self, collection: Collection, choose: Callable[[], Awaitable[Sequence[PreparedPhoto]]]
+    ) -> None:
+        """As `add`, of what is still to be written: that is asked within the turn to write."""
         with self._figures.stage("write"):
-            return await self.finish(self._add(collection, photos))
+            await self.finish(self._add(collection, choose))
 
     async def kept(self, collection: Collection, path: Path) -> int | None:
         """The id of an uploaded photo that is indexed, where its file is there too.
@@ -217,11 +235,14 @@ class PhotoWriter:
             [image_id] = await self._write(collection, [photo])
             return AddedPhoto(image_id, created=is_new)
 
-    async def _add(self, collection: Collection, photos: Sequence[PreparedPhoto]) -> list[int]:
+    async def _add(
+        self, collection: Collection, choose: Callable[[], Awaitable[Sequence[PreparedPhoto]]]
+    ) -> None:
         await self._mend_before_use(collection)
         async with self.turn():
-            await self._check_ready(collection)
-            return await self._write(collection, photos)
+            if photos := await choose():
+                await self._check_ready(collection)
+                await self._write(collection, photos)
 
     async def _write(self, collection: Collection, photos: Sequence[PreparedPhoto]) -> list[int]:
         """The three steps of adding photos; see the module's docstring."""
@@ -266,6 +287,122 @@ class PhotoWriter:
         self._unsettled = False
         self._figures.count_indexed(len(stored) - len(failed), len(rows))
         return [image.id for image in stored]
+
+    # Imports
+
+    @contextlib.asynccontextmanager
+    async def importing(self, name: str) -> AsyncIterator[tuple[Collection, EnsureHeld]]:
+        """A collection that nobody sees, for `add_imported`; `finish_import` gives it its name.
+
+        Where that has not been called, it goes at the end; after a crash, at the next start. Other
+        processes know by a lock that somebody is at work on it; what is given raises
+        EngineUnavailable where that is lost.
+        """
+        store = new_store(name)
+        self._importing.add(store)
+        try:
+            async with self._catalog.holding(_import_lock(store)) as ensure_held:
+                assert ensure_held is not None  # nobody else knows the store yet
+                try:
+                    collection = await self.finish(self._begin_import(store))
+                    yield collection, ensure_held
+                finally:
+                    await self.finish(self._undo_import(store))
+        finally:
+            self._importing.discard(store)
+
+    async def _begin_import(self, store: str) -> Collection:
+        embedder = self._analyzer.embedder
+        async with self.turn():
+            collection = await self._catalog.begin_import(
+                store,
+                embedder=embedder.name,
+                embedder_sha256=embedder.sha256,
+                dim=embedder.dimension,
+                metric=self.metric,
+            )
+            await self._vectors.create(store, collection.dim)
+            return collection
+
+    async def _undo_import(self, store: str) -> None:
+        """Removes what an import has written, unless it has got its name."""
+        try:
+            for collection in await self._catalog.collections("importing"):
+                if collection.store == store:
+                    await self._drop(collection, ("importing",))
+        except EngineUnavailable as trouble:  # the end of the outage, or the next start, sees to it
+            _log.warning("import.not_undone", store=store, reason=str(trouble))
+            self.outages.begin(trouble)
+
+    async def add_imported(
+        self,
+        collection: Collection,
+        photos: Sequence[PreparedPhoto],
+        files: Mapping[Path, bytes],
+    ) -> None:
+        """Writes photos of an import, and the files of those that become uploads."""
+        await self.finish(self._add_imported(collection, photos, files))
+
+    async def _add_imported(
+        self,
+        collection: Collection,
+        photos: Sequence[PreparedPhoto],
+        files: Mapping[Path, bytes],
+    ) -> None:
+        async with self.turn():
+            now = await self._catalog.collection_by_id(collection.id)
+            if now is None or now.state != "importing":
+                raise Conflict("the import was broken off, and is undone: import the file again")
+            for path, data in files.items():
+                try:
+                    await self._in_file_thread(self._uploads.write, path, data)
+                except OSError as error:
+                    raise ServiceError(
+                        f"a photo cannot be kept in UPLOAD_PATH: {error.strerror}"
+                    ) from None
+            await self._write(collection, photos)
+
+    async def finish_import(
+        self, collection: Collection, name: str, *, replace: bool
+    ) -> Collection | None:
+        """Gives an imported collection its name, all at once; returns the one that had it before.
+
+        That one is removed, where `replace` says that it may be.
+
+        Raises:
+            Conflict: there is one of that name by now.
+        """
+        return await self.finish(self._finish_import(collection, name, replace))
+
+    async def _finish_import(
+        self, collection: Collection, name: str, replace: bool
+    ) -> Collection | None:
+        async with self.turn():
+            before = await self._catalog.collection_in_any_state(name)
+            if not await self._catalog.finish_import(collection, name, replace=replace):
+                raise Conflict(
+                    f"there is a collection {name!r} by now: import into another, or replace it"
+                )
+        if before is not None and before.id != collection.id:
+            try:
+                await self._drop(before, ("deleting",))
+            except EngineUnavailable as trouble:  # it is not seen any more: the rest can wait
+                self.outages.begin(trouble)
+        return before
+
+    async def _undo_imports(self) -> None:
+        """Removes what imports have left that nobody is at work on any more."""
+        for collection in await self._catalog.collections("importing"):
+            if collection.store in self._importing:
+                continue
+            async with self._catalog.holding(_import_lock(collection.store)) as ours:
+                if ours is None:
+                    continue  # another process imports it
+                try:
+                    await self._drop(collection, ("importing",))
+                    _log.info("recovery.import_undone", store=collection.store)
+                except EngineUnavailable as trouble:
+                    await self._leave(collection, trouble)
 
     async def delete(self, collection: Collection, image_ids: Sequence[int]) -> None:
         """Removes photos: their rows, their vectors, and the files of uploads."""
@@ -324,9 +461,18 @@ class PhotoWriter:
         error: str | None = None,
         *,
         finished_at: str | None = None,
+        failures: Sequence[Failed] = (),
     ) -> None:
         """Notes how a load has ended; where the catalog is away, as soon as it is back."""
-        self._ended_loads[load_id] = (state, counts, error, finished_at or utc_now())
+        self._ended_loads[load_id] = partial(
+            self._catalog.end_load,
+            load_id,
+            state,
+            counts,
+            error,
+            finished_at=finished_at or utc_now(),
+            failures=failures,
+        )
         with contextlib.suppress(EngineUnavailable):
             await self.finish(self._note_ended_loads())
 
@@ -336,8 +482,8 @@ class PhotoWriter:
 
     async def _note_ended_loads(self, resumed: int | None = None) -> None:
         async with self._noting:  # no end that is noted late ends a load that runs again
-            for load_id, (state, counts, error, finished_at) in list(self._ended_loads.items()):
-                await self._catalog.end_load(load_id, state, counts, error, finished_at=finished_at)
+            for load_id, note_end in list(self._ended_loads.items()):
+                await note_end()
                 self._ended_loads.pop(load_id, None)
             if resumed is not None:
                 await self._catalog.resume_load(resumed)
@@ -404,6 +550,7 @@ class PhotoWriter:
                     _log.info("recovery.dropped", collection=collection.name)
                 except EngineUnavailable as trouble:
                     await self._leave(collection, trouble)
+        await self._undo_imports()
         ready = await self._catalog.collections("ready")
         for collection_id in set(self._unsure) - {collection.id for collection in ready}:
             del self._unsure[collection_id]
@@ -490,7 +637,10 @@ class PhotoWriter:
         that is gone, UPLOAD_PATH has been moved, and the catalog follows.
         """
         ready = {collection.id for collection in await self._catalog.collections("ready")}
+        importing = {each.id for each in await self._catalog.collections("importing")}
         for collection_id in await self._in_file_thread(self._uploads.collections):
+            if collection_id in importing:  # by another process
+                continue
             if collection_id not in ready:
                 await ensure_held()
                 await self._in_file_thread(self._uploads.remove_collection, collection_id)
@@ -532,19 +682,19 @@ class PhotoWriter:
         Raises:
             Unavailable: the others take longer than the deadline.
         """
-        try:
-            await acquire(self._writing)
-        except TimeoutError:
-            # Whoever is writing waits for an engine, and says himself that it is away.
-            engine = (*self.outages.engines, self._vectors.engine_name)[0]
-            raise Unavailable(
-                f"other photos are still being written to {engine}: try again later"
-            ) from None
-        try:
-            async with self._catalog.exclusive() as ensure_held:
-                yield ensure_held
-        finally:
-            self._writing.release()
+        async with contextlib.AsyncExitStack() as stack:
+            with self._figures.stage("turn"):
+                try:
+                    await acquire(self._writing)
+                except TimeoutError:
+                    # Whoever is writing waits for an engine, and says himself that it is away.
+                    engine = (*self.outages.engines, self._vectors.engine_name)[0]
+                    raise Unavailable(
+                        f"other photos are still being written to {engine}: try again later"
+                    ) from None
+                stack.callback(self._writing.release)
+                ensure_held = await stack.enter_async_context(self._catalog.exclusive())
+            yield ensure_held
 
     async def finish(self, steps: Coroutine[Any, Any, _T]) -> _T:
         """Awaits steps that must not be left half done; a cancellation comes after them."""
@@ -573,6 +723,10 @@ class PhotoWriter:
         self, function: Callable[[*_Ts], _T], *arguments: *_Ts
     ) -> "asyncio.Future[_T]":
         return asyncio.get_running_loop().run_in_executor(self._files, function, *arguments)
+
+
+def _import_lock(store: str) -> str:
+    return f"import{store[-12:]}"  # what tells stores apart
 
 
 def _is_or_was(old: str, new: Path) -> bool:

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backend.analysis import AnalyzedPhoto, PhotoAnalyzer
+from backend.decoding.pool import Decoders
 from backend.duplicates import MAX_BITS, MAX_DISTANCE, photo_distance
 from backend.metrics import Metrics
 from backend.serving.models import Detector, Embedder
@@ -223,13 +224,15 @@ async def measure(
     async with AsyncExitStack() as stack:
         detector = await stack.enter_async_context(model_in_use("detector"))
         embedder = await stack.enter_async_context(model_in_use("embedder"))
+        decoders = Decoders(max_pixels=MAX_PIXELS)
+        stack.callback(decoders.close)
         analyzer = PhotoAnalyzer(
             Detector(detector),
             Embedder(embedder),
             Metrics(),
             engine_name="ONNX Runtime",
             whole_image="fallback",
-            max_pixels=MAX_PIXELS,
+            decoders=decoders,
         )
         stack.push_async_callback(analyzer.close)
         needed = sorted({*chosen, *(index for pair in alike for index in pair[:2])})

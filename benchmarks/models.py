@@ -7,9 +7,9 @@ from typing import Literal
 
 import cv2
 
+from backend.serving.engines import open_local_server
 from backend.serving.models import Embedder, Model, default_pair
-from backend.serving.onnx import OnnxServer
-from backend.settings import Settings
+from backend.settings import InferenceEngine, Settings
 from backend.vision.crops import crop_objects
 from benchmarks.voc import Cut
 
@@ -17,11 +17,13 @@ __all__ = ["cut_for", "model_in_use"]
 
 
 @asynccontextmanager
-async def model_in_use(kind: Literal["detector", "embedder"]) -> AsyncIterator[Model]:
+async def model_in_use(
+    kind: Literal["detector", "embedder"], engine: InferenceEngine = "onnxruntime"
+) -> AsyncIterator[Model]:
     """The model that MODEL_REPOSITORY, DETECTOR_MODEL and EMBEDDER_MODEL choose.
 
     Raises:
-        ConfigurationError: there is no such model, or it is damaged.
+        ConfigurationError: there is no such model, or it is damaged; or no such engine here.
     """
     cv2.setNumThreads(1)  # photos already run side by side, as in the service
     settings = Settings.load()
@@ -30,7 +32,7 @@ async def model_in_use(kind: Literal["detector", "embedder"]) -> AsyncIterator[M
         "detector": settings.detector_model or detector,
         "embedder": settings.embedder_model or embedder,
     }
-    server = OnnxServer(settings.model_repository)
+    server = await open_local_server(engine, settings.model_repository)
     try:
         yield await server.load(names[kind])
     finally:

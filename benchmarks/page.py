@@ -57,7 +57,7 @@ def measure(photos: int, chromium: str, log: Callable[[str], None]) -> dict[str,
             width, height = (120, 160) if seed % 3 else (160, 120)
             content = encode(draw_photo(seed, width=width, height=height))
             (folder / "photos" / f"photo {seed:05d}.jpg").write_bytes(content)
-        service = start(folder, (), folder / "data")
+        service = start(folder, (), folder / "data", is_measured=True)
         try:
             log("loading them")
             body = {"folder": str(folder / "photos")}

@@ -23,21 +23,18 @@ import cv2
 import numpy as np
 import psutil
 import pytest
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
-from backend.analysis import PhotoAnalyzer
-from backend.metrics import Metrics
-from backend.serving.models import Detector, Embedder, ModelServer
+from backend.serving.models import Detector
 from backend.serving.onnx import OnnxServer
 from backend.serving.triton import TritonServer
 from backend.vision.decode import decode
 from backend.vision.letterbox import letterbox
+from benchmarks.full_size import random_detector
 from benchmarks.reporting import environment, rounded, write_json
-from scripts.export_models import darknet, yolov3
+from benchmarks.speed.networks import open_analyzer
 from scripts.export_models.contract import detector_spec
 from scripts.export_models.onnx_file import export_onnx
 from scripts.export_models.repository import CONFIG_FILES, MODEL_FILE
@@ -161,8 +158,8 @@ def render(report: dict[str, Any]) -> Table:
 async def _compare_pair(folder: Path, photos: Sequence[bytes], rounds: int) -> Overhead:
     async with (
         _servers(folder / "pair", REPOSITORY, tuple(SMALL_PAIR.values())) as (own, triton, server),
-        _analyzer(own) as near,
-        _analyzer(triton) as far,
+        open_analyzer(own) as near,
+        open_analyzer(triton) as far,
     ):
         first, second = await near.analyze(photos[0]), await far.analyze(photos[0])
         if first.objects != second.objects or not np.array_equal(
@@ -206,24 +203,6 @@ async def _servers(
         await asyncio.to_thread(process.remove)
 
 
-@asynccontextmanager
-async def _analyzer(server: ModelServer) -> AsyncIterator[PhotoAnalyzer]:
-    detector, embedder = [await server.load(name) for name in SMALL_PAIR.values()]
-    analyzer = PhotoAnalyzer(
-        Detector(detector),
-        Embedder(embedder),
-        Metrics(),
-        engine_name=server.engine_name,
-        whole_image="fallback",
-        max_pixels=_MAX_PIXELS,
-        workers=server.workers if isinstance(server, OnnxServer) else None,
-    )
-    try:
-        yield analyzer
-    finally:
-        await analyzer.close()
-
-
 async def _run(photos: Sequence[bytes], work: Work, processes: Sequence[psutil.Process]) -> Cost:
     waiting = iter(photos)
 
@@ -241,8 +220,9 @@ async def _run(photos: Sequence[bytes], work: Work, processes: Sequence[psutil.P
 
 
 def _cpu_seconds(processes: Sequence[psutil.Process]) -> float:
-    times = [process.cpu_times() for process in processes]
-    return sum(each.user + each.system for each in times)
+    # A process's clock in nanoseconds (clock_getcpuclockid(3)): what psutil reads goes in ticks of
+    # 10 ms, which a round of few photos may end within.
+    return sum(time.clock_gettime(~process.pid << 3 | 2) for process in processes)
 
 
 def _median(costs: Sequence[Cost]) -> Cost:
@@ -259,13 +239,7 @@ def _square(photo: bytes) -> NDArray[np.uint8]:
 
 def _write_large(repository: Path) -> str:
     """Exports YOLOv3 with random weights; returns the ONNX file's SHA-256."""
-    torch.manual_seed(0)
-    text = darknet.yolov3_cfg(width=WIDTH, classes=_LARGE_LABELS, size=_LARGE_SIZE)
-    module = yolov3.Detector(yolov3.Darknet(darknet.parse_cfg(text))).eval()
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            # Values that fade from layer to layer end as denormal numbers, which are slow.
-            nn.init.kaiming_normal_(layer.weight, a=yolov3.LEAKY_SLOPE)
+    module = random_detector(WIDTH)
     spec = detector_spec(
         size=_LARGE_SIZE,
         labels=[f"label {number}" for number in range(_LARGE_LABELS)],

@@ -7,7 +7,7 @@
     python examples/client.py duplicates
     python examples/client.py collections
 
-Needs `requests`. The service's address is SERVICE_URL, else http://127.0.0.1:5010.
+Needs `requests`. SERVICE_URL is the service's address, SERVICE_KEY the API key if it demands one.
 """
 
 import argparse
@@ -34,10 +34,11 @@ class ApiError(Exception):
 class Client:
     """The service's resource API."""
 
-    def __init__(self, url: str) -> None:
-        """`url` is the service's address, such as http://127.0.0.1:5010."""
+    def __init__(self, url: str, key: str | None = None) -> None:
+        """`url` is the service's address, such as http://127.0.0.1:5010; `key` an API key."""
         self._api = f"{url.rstrip('/')}/api/v1"
         self._session = requests.Session()
+        self._session.headers.update({"X-API-Key": key} if key else {})
 
     def load(self, folder: str, collection: str | None = None) -> Iterator[dict[str, Any]]:
         """Has the service load one of its folders; yields the load's state as it changes."""
@@ -153,7 +154,8 @@ def main() -> int:
     commands.add_parser("duplicates")
     commands.add_parser("collections")
     options = parser.parse_args()
-    client = Client(os.environ.get("SERVICE_URL", "http://127.0.0.1:5010"))
+    url = os.environ.get("SERVICE_URL", "http://127.0.0.1:5010")
+    client = Client(url, os.environ.get("SERVICE_KEY"))
     failed = 0
     try:
         if options.command == "load":

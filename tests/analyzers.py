@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from backend.analysis import PhotoAnalyzer
+from backend.decoding.pool import Decoders
 from backend.metrics import Metrics
 from backend.serving.models import Detector, Embedder
 from backend.serving.onnx import OnnxServer
@@ -17,15 +18,17 @@ async def open_analyzer(
 ) -> AsyncIterator[PhotoAnalyzer]:
     """An analyzer; what it does is counted in `figures`. `remote`: as of models of a server."""
     server = OnnxServer(Settings().model_repository)
+    decoders = Decoders(max_pixels=max_pixels)
     analyzer = PhotoAnalyzer(
         Detector(await server.load(SMALL_PAIR["DETECTOR_MODEL"])),
         Embedder(await server.load(SMALL_PAIR["EMBEDDER_MODEL"])),
         figures,
         engine_name=server.engine_name,
         whole_image="fallback",
-        max_pixels=max_pixels,
+        decoders=decoders,
         workers=None if remote else server.workers,
     )
     yield analyzer
     await analyzer.close()
+    decoders.close()
     await server.close()

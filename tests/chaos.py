@@ -9,10 +9,7 @@ right for what was acknowledged, or a 503 that names an engine.
 
 import argparse
 import json
-import os
 import random
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -30,8 +27,9 @@ from tests.engines.milvus import MilvusProcess
 from tests.engines.process import EngineProcess
 from tests.engines.production import Engines, running_engines
 from tests.engines.triton import TritonProcess
+from tests.forked import run_program
 from tests.photos import draw_photo, encode, write_photos
-from tests.service import REPOSITORY, SMALL_PAIR, Service, as_flags, start
+from tests.service import SMALL_PAIR, Service, as_flags, start
 
 __all__ = ["ChaosReport", "chaos_rounds"]
 
@@ -310,15 +308,10 @@ def _check_state(
 
 def _check_stores(data_dir: Path, flags: Sequence[str]) -> None:
     """Catalog and vector store hold the same; asked of a process beside the service."""
-    command = [sys.executable, "-W", "ignore", "-m", "backend", "check", "--json"]
-    done = subprocess.run(
-        [*command, "--data-dir", str(data_dir), *flags, "--engine-timeout", "30"],
-        cwd=REPOSITORY,
-        env=os.environ | SMALL_PAIR,
-        capture_output=True,
-        text=True,
+    done = run_program(
+        *("check", "--json", "--data-dir", str(data_dir), *flags, "--engine-timeout", "30"),
         timeout=_RECOVERY_SECONDS,
-        check=False,
+        environment=SMALL_PAIR,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     for collection in json.loads(done.stdout)["collections"]:

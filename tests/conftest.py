@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from backend.app import Services, open_services
+from backend.decoding.pool import Decoders
 from backend.settings import Settings
 from tests.api import Api, gallery
 from tests.engines.mariadb import MariaDBProcess
@@ -27,13 +28,19 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 _TESTS = Path(__file__).parent
 _DRIVE_OTHER_PROGRAMS = ("page/", "engines/", "serving/test_triton.py")
 """Chromium lets events go by, and Triton ends at times when a process of its is killed."""
+_WAITED_IN_VAIN = ["Timeout", "does not answer", r"\[503\]"]
+"""What an error says where a machine that is busy with much else let a deadline pass."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives tests that drive other people's programs a second chance, which the summary names."""
+    """Gives tests a second chance, which the summary names: those that drive other people's
+    programs, and others where they have waited in vain.
+    """
     for item in items:
         if item.path.relative_to(_TESTS).as_posix().startswith(_DRIVE_OTHER_PROGRAMS):
             item.add_marker(pytest.mark.flaky(reruns=1))
+        else:
+            item.add_marker(pytest.mark.flaky(reruns=1, only_rerun=_WAITED_IN_VAIN))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -148,6 +155,14 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """The resource API of a service with a gallery in it, which nobody changes."""
     with gallery(tmp_path_factory.mktemp("api")) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def decoders() -> Iterator[Decoders]:
+    """Processes that decode photos of up to a million pixels."""
+    opened = Decoders(max_pixels=10**6)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
-import psutil
 import requests
 
 from tests.http.test_metrics import figures, one
@@ -21,7 +20,7 @@ def busy(service: Service) -> Iterator[Callable[..., Future[requests.Response]]]
 
     Gives what begins one, which returns when it has its place.
     """
-    [milvus_lite] = psutil.Process(service.process.pid).children()
+    milvus_lite = service.milvus_lite
     with ThreadPoolExecutor() as threads:
 
         def begin() -> Future[requests.Response]:

@@ -8,13 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import requests
 
 from backend.settings import Settings
+from tests.forked import ForkedProgram
+
+MILVUS_LITE = "milvus"
+"""What the process of the embedded vector engine is called."""
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -25,6 +31,12 @@ AS_A_USER = (
 
 # Which models are the default depends on whether the official ones are exported in this checkout.
 SMALL_PAIR = {"DETECTOR_MODEL": "yolov3-small", "EMBEDDER_MODEL": "resnet50-small"}
+
+# Photos are fetched from servers of the tests too: on this machine, at any port.
+FETCHES_FROM_HERE = (
+    *("--url-fetch", "true", "--url-fetch-networks", "127.0.0.1/32"),
+    *("--url-fetch-ports", "1-65535"),
+)
 
 _SETTINGS = {name.upper() for name in Settings.model_fields}
 _READY_SECONDS = 60
@@ -43,7 +55,7 @@ def as_flags(settings: Mapping[str, str]) -> list[str]:
 class Service:
     """A service's process, its log file and, once it is ready, its address."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedProgram
     log: Path
     url: str = ""
 
@@ -83,6 +95,13 @@ class Service:
         self.process.kill()
         self.process.wait()
 
+    @property
+    def milvus_lite(self) -> psutil.Process:
+        """The process of the embedded vector engine."""
+        children = psutil.Process(self.process.pid).children()
+        [engine] = [child for child in children if child.name() == MILVUS_LITE]
+        return engine
+
     def get(self, path: str, **options: Any) -> requests.Response:
         return requests.get(self.url + path, timeout=_TIMEOUT, **options)
 
@@ -115,11 +134,27 @@ class Service:
         return current, total
 
 
+def resident_bytes(pid: int) -> int:
+    """Memory of a process and of those that it has started."""
+    process = psutil.Process(pid)
+    total = 0
+    for each in (process, *process.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            total += each.memory_info().rss
+    return total
+
+
 def start(
-    folder: Path, flags: Sequence[str], data_dir: Path, prefix: Sequence[str] = ()
+    folder: Path,
+    flags: Sequence[str],
+    data_dir: Path,
+    prefix: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    *,
+    is_measured: bool = False,
 ) -> Service:
-    """Starts the service on a free loopback port, its log in `folder`; returns once it is ready."""
-    service = launch(folder, flags, data_dir, prefix)
+    """Starts the service, see `launch`; returns once it is ready."""
+    service = launch(folder, flags, data_dir, prefix, environment, is_measured=is_measured)
     try:
         service.wait_until_ready(_READY_SECONDS)
     except BaseException:
@@ -129,22 +164,31 @@ def start(
 
 
 def launch(
-    folder: Path, flags: Sequence[str], data_dir: Path, prefix: Sequence[str] = ()
+    folder: Path,
+    flags: Sequence[str],
+    data_dir: Path,
+    prefix: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    *,
+    is_measured: bool = False,
 ) -> Service:
-    """Starts the service's process, its log in `folder`."""
+    """Starts the service's process on a free loopback port, its log in `folder`.
+
+    It is forked (see `forked.py`), unless it is measured, or started by another command, `prefix`.
+    `environment` is what it has besides.
+    """
     log = folder / f"service-{len(list(folder.glob('service-*.log')))}.log"
-    command = [
-        *prefix,
-        *(sys.executable, "-W", "ignore", "-m", "backend", "serve", "--port", "0"),
-        *("--data-dir", str(data_dir)),
-        *flags,
-    ]
-    environment = {name: value for name, value in os.environ.items() if name not in _SETTINGS}
+    arguments = ("serve", "--port", "0", "--data-dir", str(data_dir), *flags)
+    variables = {name: value for name, value in os.environ.items() if name not in _SETTINGS}
+    variables |= SMALL_PAIR | dict(environment or {})
+    log.touch()
+    if not is_measured and not prefix:
+        return Service(ForkedProgram(arguments, variables, log, log), log)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command,
+            [*prefix, sys.executable, "-W", "ignore", "-m", "backend", *arguments],
             cwd=REPOSITORY,
-            env=environment | SMALL_PAIR,
+            env=variables,
             stdin=subprocess.DEVNULL,
             stderr=output,
             stdout=output,

@@ -17,6 +17,7 @@ from PIL import Image
 from backend.analysis import PhotoAnalyzer
 from backend.app import open_services
 from backend.deadlines import deadline
+from backend.decoding.pool import DecodedPhoto, Decoders
 from backend.errors import (
     EmbedderMismatch,
     EngineUnavailable,
@@ -89,6 +90,27 @@ async def test_photos_are_analysed_alike_in_the_process_and_by_a_server() -> Non
             assert one.objects == other.objects
             np.testing.assert_array_equal(one.embeddings, other.embeddings)
             assert await here.detect(data) == await remote.detect(data)
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["here", "by a server"])
+async def test_a_photo_is_decoded_once(remote: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[bytes] = []
+    decode = Decoders.decode
+
+    def counting(
+        decoders: Decoders, data: bytes, *, longer_side: int | None = None
+    ) -> DecodedPhoto:
+        decoded.append(data)
+        return decode(decoders, data, longer_side=longer_side)
+
+    monkeypatch.setattr(Decoders, "decode", counting)
+    async with open_analyzer(Metrics(), remote=remote) as analyzer:
+        photos = [encode(draw_photo(seed)) for seed in (3, 5)]
+        for photo in photos:
+            analyzed = await analyzer.analyze(photo)
+            assert analyzed.objects
+            assert analyzed.phash is not None
+    assert decoded == photos
 
 
 def _large_jpeg(seed: int) -> bytes:

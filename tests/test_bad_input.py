@@ -13,7 +13,7 @@ import requests
 from PIL import Image
 
 from tests.photos import draw_photo, encode, write_photos
-from tests.service import AS_A_USER, Service
+from tests.service import AS_A_USER, FETCHES_FROM_HERE, Service
 
 
 def _refused(answer: requests.Response, status: int, *words: str) -> None:
@@ -264,7 +264,8 @@ def test_an_unknown_address_or_method(empty_service: Service) -> None:
     assert answer.headers["Allow"] == "POST"
 
 
-def test_a_url_that_cannot_be_fetched(empty_service: Service) -> None:
+def test_a_url_that_cannot_be_fetched(start_service: Callable[..., Service]) -> None:
+    empty_service = start_service(*FETCHES_FROM_HERE)
     for url in ("ftp://localhost/a.jpg", "file:///etc/passwd", "no address", "http://"):
         _refused(empty_service.post("/img/upload", params={"url": url}), 400, "http")
     for url in ("http://a..b/", "http://xn--a/", f"http://{'x' * 64}/"):
@@ -277,15 +278,16 @@ def test_a_url_that_cannot_be_fetched(empty_service: Service) -> None:
         _refused(answer, 502, "cannot be fetched")
 
 
-def test_fetching_can_be_switched_off(
-    start_service: Callable[..., Service],
+def test_fetching_is_off_unless_it_is_allowed(empty_service: Service) -> None:
+    for url in ("http://127.0.0.1:1/a.jpg", "https://example.org/a.jpg", "no address"):
+        answer = empty_service.post("/img/upload", params={"url": url})
+        _refused(answer, 403, "URL_FETCH=true")
+
+
+def test_a_photo_is_fetched_by_its_url(
+    start_service: Callable[..., Service], tmp_path: Path
 ) -> None:
-    service = start_service("--url-fetch", "false")
-    answer = service.post("/img/upload", params={"url": "http://127.0.0.1:1/a.jpg"})
-    _refused(answer, 403, "URL_FETCH")
-
-
-def test_a_photo_is_fetched_by_its_url(service: Service, tmp_path: Path) -> None:
+    service = start_service(*FETCHES_FROM_HERE)
     [photo] = write_photos(tmp_path / "photos", 1)
     service.load(tmp_path / "photos")
     # The service itself serves the photo that it then fetches.

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from backend import console
-from backend.console import draw_object, print_hits, shows_pictures
+from backend.console import draw_object, print_hits, say, shows_pictures
 from backend.searching import PhotoHit
 from backend.storage.catalog import ObjectPlace
 
@@ -34,6 +34,23 @@ def set_stdout(monkeypatch: pytest.MonkeyPatch, **options: object) -> io.StringI
     chosen = {"file": output, "width": 80, "highlight": False, "_environ": {}} | options
     monkeypatch.setattr(console, "stdout", Console(**chosen))  # type: ignore[arg-type]
     return output
+
+
+HOSTILE = "/photos/\x1b[2J\x1b]0;owned\x07\nerror: a\u202egpj.exe [red]x[/red]"
+SHOWN = r"/photos/\x1b[2J\x1b]0;owned\x07\nerror: a\u202egpj.exe [red]x[/red]"
+
+
+def test_a_path_can_neither_move_a_terminal_s_cursor_nor_forge_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say(f"error: {HOSTILE}")
+    assert capsys.readouterr().err == f"error: {SHOWN}\n"
+    output = set_stdout(monkeypatch, width=200)
+    print_hits([hit(HOSTILE)], "photos", 1)
+    assert SHOWN in output.getvalue()
+    monkeypatch.setenv("COLUMNS", "200")
+    print_hits([hit(HOSTILE)], "photos", 1, [None])
+    assert SHOWN in output.getvalue() + capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

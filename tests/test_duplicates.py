@@ -1,5 +1,6 @@
 """Which photos count as duplicates, in which groups and pages, and which look-alikes do not."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from backend.app import Services
+from backend.deadlines import deadline
 from backend.duplicates import (
     MAX_BITS,
     MAX_DISTANCE,
@@ -18,7 +20,7 @@ from backend.duplicates import (
     FoundGroup,
     photo_distance,
 )
-from backend.errors import EngineUnavailable, InvalidInput, NotFound, VectorsLost
+from backend.errors import EngineUnavailable, InvalidInput, NotFound, Unavailable, VectorsLost
 from backend.storage.catalog import Catalog, Collection, NewImage, NewObject, path_key
 from backend.storage.vectors import StoreMissing
 from tests.photos import draw_photo, encode
@@ -106,7 +108,9 @@ class _Shelf:
 async def shelf(tmp_path: Path) -> AsyncIterator[_Shelf]:
     """An empty one."""
     catalog = await Catalog.open_sqlite(tmp_path)
-    yield _Shelf(catalog, await ensure(catalog))
+    opened = _Shelf(catalog, await ensure(catalog))
+    yield opened
+    await opened.finder.close()
     await catalog.close()
 
 
@@ -395,6 +399,76 @@ async def test_a_photo_that_is_removed_meanwhile_is_in_no_group(shelf: _Shelf) -
     [group] = await finder.in_collection("photos", limit=1)  # the page is full all the same
     assert [image.id for image in group.images] == [pair, pair_too]
     assert await finder.of_image(one) == []
+
+
+# Many questions at once
+
+
+class _Waiting(_Vectors):
+    """Vectors that come when they may."""
+
+    def __init__(self, stores: dict[str, dict[int, NDArray[np.float32]]]) -> None:
+        super().__init__(stores)
+        self.may_come = asyncio.Event()
+        self.reading = self.most = 0
+
+    async def vectors(self, store: str, ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+        self.reading += 1
+        self.most = max(self.most, self.reading)
+        await self.may_come.wait()
+        self.reading -= 1
+        return await super().vectors(store, ids)
+
+
+async def test_of_many_questions_at_once_one_is_answered_at_a_time(shelf: _Shelf) -> None:
+    one, other = await shelf.add(("a", 0, _SAME), ("b", 0, _SAME))
+    vectors = _Waiting(shelf.vectors.stores)
+    finder = DuplicateFinder(shelf.catalog, vectors)  # type: ignore[arg-type]
+    groups = [asyncio.create_task(finder.in_collection("photos", limit=1)) for _ in range(5)]
+    photos = [asyncio.create_task(finder.of_image(one)) for _ in range(5)]
+    while not vectors.reading:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)  # the others would have come as far
+    assert vectors.reading == 1
+    vectors.may_come.set()
+    for [group] in await asyncio.gather(*groups):
+        assert [image.id for image in group.images] == [one, other]
+    for [found] in await asyncio.gather(*photos):
+        assert found.image.id == other
+    assert vectors.most == 1
+    await finder.close()
+
+
+async def test_whoever_would_wait_beyond_the_deadline_is_told_what_to_do(shelf: _Shelf) -> None:
+    one, other = await shelf.add(("a", 0, _SAME), ("b", 0, _SAME))
+    vectors = _Waiting(shelf.vectors.stores)
+    finder = DuplicateFinder(shelf.catalog, vectors)  # type: ignore[arg-type]
+    first = asyncio.create_task(finder.of_image(one))
+    gone = asyncio.create_task(finder.of_image(one))
+    while not vectors.reading:
+        await asyncio.sleep(0.01)
+    for ask in (
+        lambda: finder.of_image(one),
+        lambda: finder.in_collection("photos", limit=1),
+    ):
+        with deadline(0.05), pytest.raises(Unavailable, match="by one request after another"):
+            await ask()
+    # Neither they nor one who goes away while it waits keep the turn.
+    gone.cancel()
+    vectors.may_come.set()
+    assert [found.image.id for found in await first] == [other]
+    with deadline(30):
+        assert [found.image.id for found in await finder.of_image(one)] == [other]
+    await finder.close()
+
+
+async def test_objects_of_more_photos_than_are_read_together_are_all_compared(
+    shelf: _Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.duplicates._PHOTOS_AT_ONCE", 2)
+    ids = await shelf.add(*((f"{number}", 0, _SAME) for number in range(5)))
+    assert await shelf.groups() == [ids]
+    assert {found.image.id for found in await shelf.finder.of_image(ids[0])} == set(ids[1:])
 
 
 # When vectors are not where they were

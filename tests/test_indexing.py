@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,9 @@ from backend.errors import (
     NotFound,
     Unavailable,
 )
-from backend.indexing import AddedPhoto, Failure, Load, LoadCounts
+from backend.indexing import AddedPhoto
+from backend.loads import Failure, Load, LoadCounts
+from backend.readiness import EngineState
 from backend.settings import Settings
 from backend.storage.catalog import (
     Collection,
@@ -68,6 +70,15 @@ async def _image(services: Services, path: Path, name: str = "t") -> Image | Non
     assert collection is not None
     key = path_key(str(path))
     return (await services.catalog.images_by_key(collection.id, [key])).get(key)
+
+
+async def _upload(services: Services, photo: bytes) -> Image:
+    """The row of an uploaded photo, in any state."""
+    collection = await services.catalog.collection("t")
+    assert collection is not None
+    sha256 = hashlib.sha256(photo).hexdigest()
+    [image] = (await services.catalog.images_by_sha256(collection.id, [sha256]))[sha256]
+    return image
 
 
 async def _row(services: Services, load: Load) -> LoadRow:
@@ -117,24 +128,23 @@ def _vectors(count: int) -> NDArray[np.float32]:
 
 
 @pytest.mark.every_combination
-@pytest.mark.parametrize("vectors_written", [False, True])
-async def test_a_photo_left_pending_is_undone(
-    settings: Settings, tmp_path: Path, vectors_written: bool
+async def test_a_photo_left_pending_is_undone_with_its_vectors_or_before_there_are_any(
+    settings: Settings, tmp_path: Path
 ) -> None:
     write_photos(tmp_path / "photos", 2)
     async with open_services(settings) as services:
         await _load(services, tmp_path / "photos")
         collection = await services.catalog.collection("t")
         assert collection is not None
-        [stored] = await services.catalog.begin_images(collection.id, [_new_image("/new")])
-        if vectors_written:
-            rows = [
-                ObjectVector(object_id, stored.id, "thing", 0.5, vector)
-                for object_id, vector in zip(stored.object_ids, _vectors(2), strict=True)
-            ]
-            await services.vectors.upsert(collection.store, rows)
+        new = [_new_image("/without"), _new_image("/with")]
+        [_, stored] = await services.catalog.begin_images(collection.id, new)
+        rows = [
+            ObjectVector(object_id, stored.id, "thing", 0.5, vector)
+            for object_id, vector in zip(stored.object_ids, _vectors(2), strict=True)
+        ]
+        await services.vectors.upsert(collection.store, rows)
     async with open_services(settings) as services:
-        assert await _states(services) == ["indexed", "indexed", "failed"]
+        assert await _states(services) == ["indexed"] * 2 + ["failed"] * 2
         assert await services.searcher.count("t") == 2
         await _assert_consistent(services)
 
@@ -160,40 +170,38 @@ async def test_a_changed_photo_left_pending_is_indexed_by_the_next_load(
 
 
 @pytest.mark.every_combination
-@pytest.mark.parametrize("vectors_removed", [False, True])
-async def test_a_photo_left_deleting_is_removed(
-    settings: Settings, tmp_path: Path, vectors_removed: bool
+async def test_a_photo_left_deleting_is_removed_with_its_vectors_or_after_them(
+    settings: Settings, tmp_path: Path
 ) -> None:
-    write_photos(tmp_path / "photos", 3)
+    write_photos(tmp_path / "photos", 4)
     async with open_services(settings) as services:
         await _load(services, tmp_path / "photos")
         collection = await services.catalog.collection("t")
         assert collection is not None
         async for page in services.catalog.images(collection.id, ["indexed"]):
-            gone = page[0].id
-        await services.catalog.begin_delete_images([gone])
-        if vectors_removed:
-            await services.vectors.delete_images(collection.store, [gone])
+            gone = [image.id for image in page[:2]]
+        await services.catalog.begin_delete_images(gone)
+        await services.vectors.delete_images(collection.store, gone[1:])
     async with open_services(settings) as services:
         assert await _states(services) == ["indexed"] * 2
         await _assert_consistent(services)
 
 
 @pytest.mark.every_combination
-@pytest.mark.parametrize("vectors_dropped", [False, True])
-async def test_a_collection_left_deleting_is_removed(
-    settings: Settings, vectors_dropped: bool
+async def test_a_collection_left_deleting_is_removed_with_its_vectors_or_after_them(
+    settings: Settings,
 ) -> None:
     async with open_services(settings) as services:
-        await services.indexer.add_photo(encode(draw_photo(1)), "t")
-        collection = await services.catalog.collection("t")
-        assert collection is not None
-        await services.catalog.begin_drop(collection.id)
-        if vectors_dropped:
-            await services.vectors.drop(collection.store)
+        for name in ("t", "u"):
+            await services.indexer.add_photo(encode(draw_photo(1)), name)
+            collection = await services.catalog.collection(name)
+            assert collection is not None
+            await services.catalog.begin_drop(collection.id)
+            if name == "u":
+                await services.vectors.drop(collection.store)
     async with open_services(settings) as services:
         assert await services.catalog.collections("deleting") == []
-        assert await services.searcher.count("t") == 0
+        assert [await services.searcher.count(name) for name in ("t", "u")] == [0, 0]
         assert [path for path in settings.uploads.rglob("*") if path.is_file()] == []
         await services.indexer.add_photo(encode(draw_photo(2)), "t")
         assert await services.searcher.count("t") == 1
@@ -249,7 +257,7 @@ async def test_an_uploads_file_that_was_never_acknowledged_is_removed_and_others
 async def test_an_interrupted_load_goes_on_at_the_next_start(
     settings: Settings, tmp_path: Path
 ) -> None:
-    write_photos(tmp_path / "photos", 40)
+    write_photos(tmp_path / "photos", 16)
     async with open_services(settings) as services:
         load = await services.indexer.start_load(str(tmp_path / "photos"), "t")
         await services.indexer.stop_loads()
@@ -258,16 +266,16 @@ async def test_an_interrupted_load_goes_on_at_the_next_start(
         with pytest.raises(Unavailable):
             await services.indexer.start_load(str(tmp_path / "photos"), "t")
         done = await services.searcher.count("t")
-        assert done < 40
+        assert done < 16
     async with open_services(settings) as services:
         await services.indexer.resume_loads()
         # Asked for as well, it is the same load, whichever of the two comes first.
         joined = await services.indexer.start_load(str(tmp_path / "photos"), "t")
         await joined.wait()
-        assert (joined.counts.indexed, joined.counts.unchanged) == (40 - done, done)
+        assert (joined.counts.indexed, joined.counts.unchanged) == (16 - done, done)
         while await services.catalog.running_loads():
-            await asyncio.sleep(0)
-        assert await _states(services) == ["indexed"] * 40
+            await asyncio.sleep(0.01)
+        assert await _states(services) == ["indexed"] * 16
         await _assert_consistent(services)
     async with open_services(settings) as services:
         assert await services.catalog.running_loads() == []
@@ -284,23 +292,24 @@ async def test_a_load_whose_folder_is_gone_is_not_resumed_for_ever(
         assert len(await services.catalog.running_loads()) == 1
         await services.indexer.resume_loads()
         while await services.catalog.running_loads():
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.every_combination
 async def test_a_drop_ends_a_load_and_leaves_nothing(services: Services, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", 40)
     load = await services.indexer.start_load(str(tmp_path / "photos"), "t")
-    while not load.counts.indexed:
-        await asyncio.sleep(0)
+    while not await services.searcher.count("t"):
+        await asyncio.sleep(0.002)
     assert await services.indexer.drop("t")
     with pytest.raises(Conflict, match="cancelled"):
         await load.wait()
     assert load.state == "cancelled"
     assert await services.catalog.collection("t") is None
     assert not await services.indexer.drop("t")
-    await _load(services, tmp_path / "photos")
-    assert await services.searcher.count("t") == 40
+    write_photos(tmp_path / "others", 5, start=38)
+    await _load(services, tmp_path / "others")
+    assert await services.searcher.count("t") == 5
     await _assert_consistent(services)
 
 
@@ -308,7 +317,7 @@ async def test_a_drop_ends_a_load_and_leaves_nothing(services: Services, tmp_pat
 async def test_uploads_loads_and_drops_at_the_same_time_leave_a_whole(
     services: Services, settings: Settings, tmp_path: Path
 ) -> None:
-    write_photos(tmp_path / "photos", 20)
+    write_photos(tmp_path / "photos", 8)
 
     async def upload(seed: int) -> None:
         try:
@@ -593,7 +602,7 @@ async def test_searches_under_a_drop_find_photos_or_nothing_and_never_fail(
     photo = encode(draw_photo(1))
     for _ in range(3):
         await services.indexer.add_photo(photo, "t")
-        searches = [asyncio.create_task(services.searcher.search(photo, "t", 1)) for _ in range(12)]
+        searches = [asyncio.create_task(services.searcher.search(photo, "t", 1)) for _ in range(6)]
         await services.indexer.drop("t")
         assert all(len(hits) <= 1 for hits in await asyncio.gather(*searches))
 
@@ -679,6 +688,67 @@ async def test_an_upload_that_is_there_is_not_analysed_again(
     assert (await services.indexer.add_photo(photo, "other")).created
     assert analyses == 1
     assert len(_files(settings)) == 2
+
+
+async def test_an_upload_that_comes_again_before_what_was_broken_off_is_mended_stays(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient = settings.model_copy(update={"engine_timeout": 1})
+    async with open_services(impatient) as services:
+        outages, catalog = services.writer.outages, services.catalog
+        check, finish = outages._readiness.check, catalog.finish_images
+        come_again = asyncio.Event()
+
+        async def check_later() -> list[EngineState]:
+            await come_again.wait()
+            return await check()
+
+        async def finish_and_lose_the_answer(
+            indexed: Sequence[int], failed: Mapping[int, str]
+        ) -> list[int]:
+            await finish(indexed, failed)
+            raise EngineUnavailable("SQLite", "the answer is lost")
+
+        monkeypatch.setattr(outages._readiness, "check", check_later)
+        broken: dict[ImageState, bytes] = {
+            "deleting": encode(draw_photo(1)),
+            "pending": encode(draw_photo(2)),
+            "undoing": encode(draw_photo(3)),
+            "indexed": encode(draw_photo(4)),
+        }
+        removed = await services.indexer.add_photo(broken["deleting"], "t")
+        with _frozen_engine(settings):
+            with pytest.raises(EngineUnavailable, match="Milvus Lite"):
+                await services.indexer.remove_photo(removed.id)
+            for state in ("pending", "undoing"):
+                with pytest.raises(EngineUnavailable, match="Milvus Lite"):
+                    await services.indexer.add_photo(broken[state], "t")
+        with monkeypatch.context() as patch:
+            patch.setattr(catalog, "finish_images", finish_and_lose_the_answer)
+            with pytest.raises(EngineUnavailable, match="the answer is lost"):
+                await services.indexer.add_photo(broken["indexed"], "t")
+        for state, photo in broken.items():
+            before = await _upload(services, photo)
+            if state == "undoing":  # by a mending that has been broken off itself
+                assert await catalog.claim_undo([before.id]) == [before.id]
+                before = await _upload(services, photo)
+            assert before.state == state
+            again = await services.indexer.add_photo(photo, "t")
+            assert again == AddedPhoto(before.id, created=state != "indexed")
+        assert outages.engines
+        come_again.set()
+
+        async def mended() -> bool:
+            return not outages.engines
+
+        await _until(mended)
+        assert await _states(services) == ["indexed"] * 4
+        for photo in broken.values():
+            [hit] = await services.searcher.search(photo, "t", 1)
+            assert Path(hit.object.path).read_bytes() == photo
+            assert hit.distance < 1e-3
+        assert len(_files(settings)) == 4
+        await _assert_consistent(services)
 
 
 # Removing photos
@@ -855,7 +925,7 @@ async def test_a_collection_is_made_once(services: Services) -> None:
 async def _cancelled(services: Services, folder: Path) -> Load:
     load = await services.indexer.start_load(str(folder), "t")
     while not load.counts.indexed:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.002)
     await asyncio.gather(*(services.indexer.cancel_load(load) for _ in range(3)))
     assert (load.state, load.waiting_for) == ("cancelled", None)
     with pytest.raises(Conflict, match="cancelled"):

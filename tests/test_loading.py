@@ -2,15 +2,14 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.forked import run_program
 from tests.photos import draw_photo, encode, write_photos
-from tests.service import AS_A_USER, REPOSITORY
+from tests.service import AS_A_USER
 
 _COUNTS = re.compile(r"event=load\.done .*?(total=.*)")
 
@@ -19,15 +18,8 @@ def _load(
     folder: Path, data_dir: Path, *flags: str, exit_code: int = 0, prefix: Sequence[str] = ()
 ) -> tuple[dict[str, int], str]:
     """Runs a load in a process of its own; returns its counts and what it printed."""
-    command = [*prefix, sys.executable, "-W", "ignore", "-m", "backend", "load", str(folder)]
-    done = subprocess.run(
-        [*command, "--data-dir", str(data_dir), *flags],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    arguments = ("load", str(folder), "--data-dir", str(data_dir), *flags)
+    done = run_program(*arguments, timeout=120, prefix=prefix)
     assert done.returncode == exit_code, done.stderr
     counts = _COUNTS.search(done.stderr)
     pairs = [] if counts is None else [pair.split("=") for pair in counts[1].split()]
@@ -122,15 +114,7 @@ def test_a_folder_that_does_not_exist_is_an_error_of_one_line(tmp_path: Path, mi
 
 
 def _assert_consistent(data_dir: Path, *, photos: int, unreachable: int = 0) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "backend", "check", "--json"]
-    done = subprocess.run(
-        [*command, "--data-dir", str(data_dir)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_program("check", "--json", "--data-dir", str(data_dir), timeout=60)
     assert done.returncode == 0, done.stderr
     [collection] = json.loads(done.stdout)["collections"]
     assert collection["photos"] == photos

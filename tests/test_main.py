@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from backend.settings import Settings
+from tests.forked import run_program
 from tests.photos import draw_photo, encode, write_photos
 from tests.service import REPOSITORY, Service
 
@@ -24,20 +25,14 @@ _STOP_SECONDS = 5
 
 
 def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "backend", *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, "COLUMNS": "200", **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return run_program(*arguments, timeout=60, environment={"COLUMNS": "200", **environment})
 
 
-@pytest.mark.parametrize("command", ["serve", "load", "search", "check"])
+@pytest.mark.parametrize(
+    "command", ["serve", "load", "search", "check", "keys create", "export", "import"]
+)
 def test_help_names_every_setting_its_variable_and_its_default(command: str) -> None:
-    text = " ".join(_run(command, "--help").stdout.split())
+    text = " ".join(_run(*command.split(), "--help").stdout.split())
     for name, info in Settings.model_fields.items():
         assert f"--{name.replace('_', '-')} " in text
         assert f"[{name.upper()}; default: " in text
@@ -134,7 +129,7 @@ def test_a_stop_in_the_middle_of_a_load_is_clean_quick_and_gone_on_with(
 def test_a_stop_is_quick_though_the_vector_engine_hangs(service: Service, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", 60)
     service.load(tmp_path / "photos", params={"wait": "false"})
-    [engine] = psutil.Process(service.process.pid).children()
+    engine = service.milvus_lite
     engine.suspend()
     try:
         while "load.started" not in service.log.read_text():

@@ -59,7 +59,9 @@ def test_topk_limits_the_photos(service: Service, tmp_path: Path) -> None:
 
 
 @pytest.mark.every_combination
-def test_an_upload_is_found_by_the_next_request_and_kept_once(service: Service) -> None:
+def test_an_upload_is_found_at_once_kept_once_and_goes_with_its_collection(
+    service: Service, tmp_path: Path
+) -> None:
     photo = encode(draw_photo(1))
     first = service.post("/img/upload", files={"image": ("a.jpg", photo)})
     assert first.status_code == 200
@@ -72,28 +74,20 @@ def test_an_upload_is_found_by_the_next_request_and_kept_once(service: Service) 
     assert again.text == first.text
     assert service.count() == 1
 
-
-@pytest.mark.every_combination
-def test_collections_are_apart(service: Service) -> None:
-    for table, seed in (("cats", 1), ("dogs", 2)):
-        service.post(
-            "/img/upload",
-            files={"image": ("a.jpg", encode(draw_photo(seed)))},
-            params={"table_name": table},
-        )
-    assert (service.count("cats"), service.count("dogs"), service.count()) == (1, 1, 0)
+    # Collections are apart.
+    other = encode(draw_photo(2))
+    for table, sent in (("cats", photo), ("dogs", other)):
+        service.post("/img/upload", files={"image": ("a.jpg", sent)}, params={"table_name": table})
+    assert (service.count("cats"), service.count("dogs"), service.count()) == (1, 1, 1)
     service.post("/img/drop", params={"table_name": "cats"})
-    assert (service.count("cats"), service.count("dogs")) == (0, 1)
-    [[path, _]] = service.search(encode(draw_photo(2)), table="dogs").json()
-    assert service.get("/data", params={"image_path": path}).content == encode(draw_photo(2))
+    assert (service.count("cats"), service.count("dogs"), service.count()) == (0, 1, 1)
+    [[path, _]] = service.search(other, table="dogs").json()
+    assert service.get("/data", params={"image_path": path}).content == other
 
-
-@pytest.mark.every_combination
-def test_a_dropped_collections_uploaded_files_go_with_it(service: Service, tmp_path: Path) -> None:
-    service.post("/img/upload", files={"image": ("a.jpg", encode(draw_photo(1)))})
     uploads = tmp_path / "data" / "uploads"
-    assert len([path for path in uploads.rglob("*") if path.is_file()]) == 1
+    assert len([path for path in uploads.rglob("*") if path.is_file()]) == 2
     service.post("/img/drop")
+    service.post("/img/drop", params={"table_name": "dogs"})
     assert [path for path in uploads.rglob("*") if path.is_file()] == []
 
 

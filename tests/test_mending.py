@@ -1,10 +1,8 @@
 """Collections that the vector engine has lost, or cannot load, beside others that it has."""
 
 import asyncio
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -19,8 +17,9 @@ from backend.errors import ConfigurationError, EngineUnavailable, VectorsLost
 from backend.settings import Settings
 from backend.storage.catalog import Collection, ImageState, NewImage, path_key
 from tests.engines.milvus import MilvusProcess
+from tests.forked import run_program
 from tests.photos import draw_photo, encode, write_photos
-from tests.service import REPOSITORY, SMALL_PAIR, Service, as_flags
+from tests.service import SMALL_PAIR, Service, as_flags
 
 _PHOTOS = 3
 _UPLOAD = encode(draw_photo(100))
@@ -76,17 +75,8 @@ def _run(command: str, settings: Settings, *flags: str) -> subprocess.CompletedP
         for name in settings.model_fields_set
         if name not in ("mysql_pwd", "milvus_token")
     }
-    return subprocess.run(
-        [
-            *(sys.executable, "-W", "ignore", "-m", "backend", command, *flags),
-            *as_flags(chosen),
-        ],
-        cwd=REPOSITORY,
-        env=os.environ | {"COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    return run_program(
+        command, *flags, *as_flags(chosen), timeout=120, environment={"COLUMNS": "200"}
     )
 
 

@@ -188,6 +188,7 @@ async def test_a_disk_that_takes_nothing_does_not_matter_to_a_search(
     tmp_path: Path, analyses: _Analyses, max_bytes: int
 ) -> None:
     queries = _open(tmp_path, analyses, max_bytes)
+    await analyses.analyzer.hash_photo(_photo(2))  # what decodes photos has been started already
     with capture_logs(), files_limited_to(100):
         kept = await queries.keep(_photo(1))
     assert len(kept.photo.embeddings) >= 1

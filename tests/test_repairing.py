@@ -19,11 +19,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from backend.app import Services, open_services
 from backend.checking import CollectionReport, check_collections
 from backend.deadlines import deadline
-from backend.errors import EmbedderMismatch, EngineUnavailable
+from backend.errors import EmbedderMismatch, EngineUnavailable, Forbidden
 from backend.settings import Settings
 from backend.storage.catalog import Collection, Image, ImageState, path_key
 from backend.storage.vectors import ObjectVector
 from tests.engines.mariadb import MariaDBProcess
+from tests.forked import run_program
 from tests.photos import draw_photo, encode, write_photos
 from tests.service import REPOSITORY, Service, as_flags
 
@@ -68,6 +69,26 @@ async def test_objects_without_vectors_get_them_again(services: Services, tmp_pa
     assert report.photos == _PHOTOS
     assert all([await _finds_itself(services, photo) for photo in photos])
     assert await services.repairer.index_again(report) is None
+
+
+async def test_an_upload_gets_its_vectors_again_though_its_folder_is_none_to_load_from(
+    settings: Settings, tmp_path: Path
+) -> None:
+    allowed = settings.model_copy(update={"allowed_roots": (tmp_path / "photos",)})
+    async with open_services(allowed) as services:
+        added = await services.indexer.add_photo(encode(draw_photo(1)), "t")
+        collection = await services.catalog.collection("t")
+        assert collection is not None
+        lost = sorted(await services.vectors.ids(collection.store))
+        await services.vectors.delete(collection.store, lost)
+        load = await services.repairer.index_again(await _check(services))
+        assert load is not None
+        await load.wait()
+        assert (load.counts.indexed, load.failures) == (1, [])
+        assert (await _check(services)).is_consistent
+        [image] = await services.catalog.images_by_id([added.id])
+        with pytest.raises(Forbidden):
+            await services.indexer.start_load(os.path.dirname(image.path), "t")
 
 
 @pytest.mark.every_combination
@@ -416,16 +437,8 @@ async def test_what_another_process_writes_when_the_turn_is_lost_is_caught_up_wi
 def _run_check(
     data_dir: Path, *flags: str, engine_settings: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "backend", "check", *flags]
-    return subprocess.run(
-        [*command, "--data-dir", str(data_dir), *as_flags(engine_settings or {})],
-        cwd=REPOSITORY,
-        env=os.environ | {"COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    arguments = ("check", *flags, "--data-dir", str(data_dir), *as_flags(engine_settings or {}))
+    return run_program(*arguments, timeout=120, environment={"COLUMNS": "200"})
 
 
 def test_the_command_mends_and_says_what_it_has_found(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from backend.errors import InvalidInput
+from backend.errors import Forbidden, InvalidInput
+from backend.files import EVERYWHERE, PhotoFolders
 from backend.scanning import FolderScan, scan_folder
 from backend.vision.decode import EXTENSIONS
 
@@ -20,7 +21,7 @@ def _write(folder: Path, *names: str) -> None:
 
 
 def _scan(folder: Path) -> FolderScan:
-    return scan_folder(str(folder), start=Path("/nowhere"))
+    return scan_folder(str(folder), start=Path("/nowhere"), within=EVERYWHERE)
 
 
 def _names(scan: FolderScan) -> list[str]:
@@ -173,9 +174,10 @@ SCAN_SCRIPT = """
 import sys
 from pathlib import Path
 from backend.errors import InvalidInput
+from backend.files import EVERYWHERE
 from backend.scanning import scan_folder
 try:
-    scan = scan_folder(sys.argv[1], start=Path("/"))
+    scan = scan_folder(sys.argv[1], start=Path("/"), within=EVERYWHERE)
 except InvalidInput as error:
     print(error)
 else:
@@ -227,14 +229,14 @@ def test_a_folder_to_load_that_cannot_be_read_is_refused(tmp_path: Path) -> None
 
 def test_a_relative_folder_starts_where_it_is_said(tmp_path: Path) -> None:
     _write(tmp_path, "photos/a.jpg")
-    scan = scan_folder("photos", start=tmp_path)
+    scan = scan_folder("photos", start=tmp_path, within=EVERYWHERE)
     assert scan.root == str(tmp_path / "photos")
-    assert scan_folder("./photos/../photos/", start=tmp_path).root == scan.root
+    assert scan_folder("./photos/../photos/", start=tmp_path, within=EVERYWHERE).root == scan.root
 
 
 def test_an_absolute_folder_starts_nowhere_else(tmp_path: Path) -> None:
     _write(tmp_path, "a.jpg")
-    assert scan_folder(f"{tmp_path}/", start=Path("/etc")).root == str(tmp_path)
+    assert scan_folder(f"{tmp_path}/", start=Path("/etc"), within=EVERYWHERE).root == str(tmp_path)
 
 
 def test_a_relative_start_is_the_working_folder_s(
@@ -242,14 +244,16 @@ def test_a_relative_start_is_the_working_folder_s(
 ) -> None:
     _write(tmp_path, "a/b.jpg")
     monkeypatch.chdir(tmp_path)
-    assert scan_folder("a", start=Path()).root == str(tmp_path / "a")
+    assert scan_folder("a", start=Path(), within=EVERYWHERE).root == str(tmp_path / "a")
 
 
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(tmp_path, "photos/a.jpg")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert scan_folder("~/photos", start=Path("/etc")).root == str(tmp_path / "photos")
-    assert scan_folder("~", start=Path("/etc")).root == str(tmp_path)
+    assert scan_folder("~/photos", start=Path("/etc"), within=EVERYWHERE).root == str(
+        tmp_path / "photos"
+    )
+    assert scan_folder("~", start=Path("/etc"), within=EVERYWHERE).root == str(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +274,7 @@ def test_a_folder_that_cannot_be_loaded_is_refused_with_a_reason(
 ) -> None:
     _write(tmp_path, "file.jpg")
     with pytest.raises(InvalidInput, match=message):
-        scan_folder(folder, start=tmp_path)
+        scan_folder(folder, start=tmp_path, within=EVERYWHERE)
 
 
 @pytest.mark.parametrize("names", [[], ["a.txt", "b/c.gif", ".hidden.jpg"]])
@@ -281,3 +285,48 @@ def test_a_folder_without_a_photo_is_refused_with_what_was_looked_for(
     counts = rf"holds no photo \({len(names)} other entries, 0 unreadable folders\)"
     with pytest.raises(InvalidInput, match=rf"{counts}: files that end in \.bmp, .*\.webp"):
         _scan(tmp_path)
+
+
+# Folders that photos may not be taken from
+
+
+def _refusal(folder: Path | str, within: Path) -> str:
+    with pytest.raises(Forbidden) as refusal:
+        scan_folder(str(folder), start=within, within=PhotoFolders([within]))
+    return str(refusal.value)
+
+
+def test_a_folder_within_those_that_are_allowed_is_listed(tmp_path: Path) -> None:
+    _write(tmp_path, "photos/a/b.jpg")
+    within = PhotoFolders([tmp_path / "photos"])
+    for folder in ("photos", "photos/a", "other/../photos"):
+        assert len(scan_folder(folder, start=tmp_path, within=within).photos) == 1
+
+
+def test_a_folder_elsewhere_is_refused_whether_it_exists_or_not(tmp_path: Path) -> None:
+    _write(tmp_path, "photos/a.jpg", "secrets/b.jpg")
+    (tmp_path / "photos" / "way").symlink_to(tmp_path / "secrets")
+    (tmp_path / "photos" / "lost").symlink_to(tmp_path / "nothing")
+    for folder in ("../secrets", "../nothing", "way", "lost", "..", "/", "/proc/self/root", "/dev"):
+        message = _refusal(folder, tmp_path / "photos")
+        assert message.startswith(f"the folder {folder} cannot be read: it lies outside")
+        assert str(tmp_path) not in message
+
+
+def test_a_folder_that_is_exchanged_for_a_link_while_it_is_listed_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path, "photos/a.jpg", "photos/below/b.jpg", "secrets/c.jpg")
+    within = PhotoFolders([tmp_path / "photos"])
+    open_folder = within.open_folder
+
+    def exchange(path: str, *, may_be_link: bool) -> int:
+        if path.endswith("below"):
+            (tmp_path / "photos" / "below").rename(tmp_path / "before")
+            (tmp_path / "photos" / "below").symlink_to(tmp_path / "secrets")
+        return open_folder(path, may_be_link=may_be_link)
+
+    monkeypatch.setattr(within, "open_folder", exchange)
+    scan = scan_folder("photos", start=tmp_path, within=within)
+    assert [Path(photo.path).name for photo in scan.photos] == ["a.jpg"]
+    assert list(scan.unreadable) == [str(tmp_path / "photos" / "below")]

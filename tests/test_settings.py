@@ -1,6 +1,7 @@
 """Where a setting comes from, and what is said of a bad one."""
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,12 @@ BAD_VALUES = [
     ("THUMBNAIL_CACHE_BYTES", "-1", "greater than or equal to 0"),
     ("QUERY_CACHE_BYTES", "1GB", "integer"),
     ("URL_FETCH", "maybe", "boolean"),
+    ("URL_FETCH_NETWORKS", "10.0.0.1/8", "networks such as 10.1.0.0/16"),
+    ("URL_FETCH_NETWORKS", "intranet", "networks such as 10.1.0.0/16"),
+    ("URL_FETCH_PORTS", "0", "numbers from 1 to 65535"),
+    ("URL_FETCH_PORTS", "80,65536", "numbers from 1 to 65535"),
+    ("URL_FETCH_PORTS", "90-80", "ranges such as 8000-8099"),
+    ("URL_FETCH_PORTS", "80,,443", "ranges such as 8000-8099"),
     ("LOAD_CONCURRENCY", "0", "greater than or equal to 1"),
     ("LOAD_CONCURRENCY", "1025", "less than or equal to 1024"),
     ("SLOW_REQUEST", "0", "greater than 0"),
@@ -148,6 +155,22 @@ def test_a_bad_flag_is_refused_as_a_bad_variable_is(name: str, value: str, allow
 def test_values_at_the_limits_are_taken(name: str, edges: tuple[int, int]) -> None:
     for edge in edges:
         assert getattr(Settings.load(**{name: str(edge)}), name) == edge
+
+
+def test_urls_are_fetched_only_where_it_is_said() -> None:
+    settings = Settings.load()
+    assert settings.url_fetch is False
+    assert settings.url_fetch_networks == ()
+    assert settings.url_fetch_ports == ((80, 80), (443, 443))
+    assert Settings.load(host="0.0.0.0", url_fetch="true").url_fetch is True
+
+
+def test_networks_and_ports_are_lists_behind_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("URL_FETCH_NETWORKS", "10.1.0.0/16, ::1")
+    monkeypatch.setenv("URL_FETCH_PORTS", "80, 8000-8099 ,65535")
+    settings = Settings.load()
+    assert settings.url_fetch_networks == (ip_network("10.1.0.0/16"), ip_network("::1/128"))
+    assert settings.url_fetch_ports == ((80, 80), (8000, 8099), (65535, 65535))
 
 
 def test_every_bad_setting_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,28 +221,158 @@ def test_a_password_that_is_refused_itself_is_not_shown() -> None:
     assert SECRET not in message
 
 
+def test_a_password_in_a_url_that_is_refused_is_not_shown() -> None:
+    message = _refusal(otel_exporter_otlp_endpoint=f"ftp://user:{SECRET}@collector")
+    assert message.startswith("OTEL_EXPORTER_OTLP_ENDPOINT=ftp://***@collector: ")
+
+
 # What follows from others
 
 
 @pytest.mark.parametrize(
-    ("host", "url_fetch", "allowed"),
+    ("flags", "roots"),
     [
-        ("127.0.0.1", None, True),
-        ("::1", None, True),
-        ("localhost", None, True),
-        ("0.0.0.0", None, False),
-        ("::", None, False),
-        ("192.168.1.5", None, False),
-        ("127.0.0.1.example.org", None, False),
-        ("127.0.0.1", "false", False),
-        ("0.0.0.0", "true", True),
+        ({}, None),
+        ({"host": "::1"}, None),
+        ({"data_path": "/photos"}, None),
+        ({"host": "0.0.0.0"}, ()),
+        ({"host": "0.0.0.0", "data_path": "/photos"}, ("/photos",)),
+        ({"host": "0.0.0.0", "allowed_roots": "/a:/b"}, ("/a", "/b")),
+        ({"host": "0.0.0.0", "allowed_roots": "/a", "data_path": "/b"}, ("/b", "/a")),
+        ({"allowed_roots": "/a"}, ("/a",)),
+        ({"require_api_key": "true"}, ()),
+        ({"trusted_proxies": "127.0.0.1"}, ()),
+        ({"published_host": "192.0.2.1"}, ()),
+        ({"host": "0.0.0.0", "allowed_roots": "/"}, ("/",)),
+        ({"data_path": "s3://bucket"}, None),
+        ({"allowed_roots": "s3://bucket"}, ()),
+        ({"host": "0.0.0.0", "allowed_roots": "/a:s3://bucket:/b"}, ("/a", "/b")),
     ],
 )
-def test_urls_are_fetched_only_for_this_machine_unless_it_is_said(
-    host: str, url_fetch: str | None, allowed: bool
+def test_photos_lie_anywhere_only_for_this_machine_unless_it_is_said(
+    flags: dict[str, str], roots: tuple[str, ...] | None
 ) -> None:
-    flags = {"host": host} | ({} if url_fetch is None else {"url_fetch": url_fetch})
-    assert Settings.load(**flags).may_fetch_urls is allowed
+    expected = None if roots is None else tuple(map(Path, roots))
+    assert Settings.load(**flags).photo_roots == expected
+
+
+def test_the_folder_of_photos_counts_where_the_environment_names_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DATA_PATH", "/photos")
+    monkeypatch.setenv("ALLOWED_ROOTS", "/more")
+    assert Settings.load(host="0.0.0.0").photo_roots == (Path("/photos"), Path("/more"))
+
+
+@pytest.mark.parametrize(
+    "roots", ["photos", "/photos:", ":", "/photos:~/more", "/a:s3:/bucket", "s3:/a", "s3://b:/a:s3"]
+)
+def test_allowed_folders_are_absolute(roots: str) -> None:
+    assert "it must be absolute folders" in _refusal(allowed_roots=roots)
+
+
+@pytest.mark.parametrize(
+    ("flags", "stores"),
+    [
+        ({}, ()),
+        ({"allowed_roots": "/a"}, ()),
+        ({"data_path": "s3://bucket/a/"}, ("s3://bucket/a",)),
+        (
+            {"data_path": "gs://a", "allowed_roots": "/a:s3://bucket:S3://more/b:/c"},
+            ("gs://a", "s3://bucket", "s3://more/b"),
+        ),
+        (
+            {"allowed_roots": "sftp://host:22/a b:/c:s3://x:sftp://host:2222:s3://y"},
+            ("sftp://host:22/a b", "s3://x", "sftp://host:2222", "s3://y"),
+        ),
+        ({"allowed_roots": "/a://b:/s3://b"}, ()),
+    ],
+)
+def test_stores_are_those_that_are_named(
+    flags: dict[str, str], stores: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tuple(map(str, Settings.load(**flags).photo_stores)) == stores
+    for name, value in flags.items():
+        monkeypatch.setenv(name.upper(), value)
+    assert tuple(map(str, Settings.load().photo_stores)) == stores
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("file:///photos", "no store of photos"),
+        ("local:///photos/a", "no store of photos"),
+        ("memory:///photos", "empty"),
+        ("http://photos.example/a", "URL_FETCH"),
+        ("https://photos.example/a", "URL_FETCH"),
+        ("zip://a.zip", "no store of photos"),
+        ("s3://", "names no bucket"),
+        ("s3://bucket/../other", "some would take it for another"),
+        ("sftp://me:password@host/a", "credentials"),
+    ],
+)
+def test_what_is_no_store_is_no_place_for_photos(address: str, problem: str) -> None:
+    for setting in ("data_path", "allowed_roots"):
+        refusal = _refusal(**{setting: address})
+        assert problem in refusal
+        assert "password" not in refusal
+    assert "chains protocols" in _refusal(data_path=f"simplecache::{address}")
+    assert "it must be absolute" in _refusal(allowed_roots=f"simplecache::{address}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "demanded"),
+    [
+        ({}, False),
+        ({"host": "localhost"}, False),
+        ({"host": "::1"}, False),
+        ({"host": "127.0.0.2"}, False),
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "::"}, True),
+        ({"host": "192.168.1.5"}, True),
+        ({"host": "localhost.example.org"}, True),
+        ({"host": "0.0.0.0", "require_api_key": "false"}, False),
+        ({"host": "127.0.0.1", "require_api_key": "true"}, True),
+        ({"host": "0.0.0.0", "published_host": "127.0.0.1"}, False),
+        ({"host": "0.0.0.0", "published_host": "0.0.0.0"}, True),
+        ({"host": "0.0.0.0", "published_host": ""}, True),
+        ({"trusted_proxies": "127.0.0.1"}, True),
+        ({"trusted_proxies": "127.0.0.1", "require_api_key": "false"}, False),
+    ],
+)
+def test_keys_are_demanded_where_others_reach_the_service_unless_it_is_said(
+    flags: dict[str, str], demanded: bool
+) -> None:
+    assert Settings.load(
+        **{name: value for name, value in flags.items() if value}
+    ).demands_keys is (demanded)
+
+
+def test_lists_are_behind_commas() -> None:
+    settings = Settings.load(
+        allowed_hosts=" Photos.Example ,backend,, [::1]",
+        allowed_origins="http://a.example:81, https://b.example/",
+        trusted_proxies="10.0.0.0/8,::1",
+    )
+    assert settings.allowed_hosts == ("photos.example", "backend", "::1")
+    assert {(each.scheme, each.host, each.port) for each in settings.origins} == {
+        ("http", "a.example", 81),
+        ("https", "b.example", 443),
+    }
+    assert [str(network) for network in settings.proxies] == ["10.0.0.0/8", "::1/128"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("allowed_hosts", value) for value in ("photos.example:80", "http://a", "a b", "*")),
+        *(("allowed_origins", value) for value in ("a.example", "*", "null", "http://a/b")),
+        *(("trusted_proxies", value) for value in ("proxy", "10.0.0.1/8", "10.0.0.0/33")),
+        *(("rate_limit_key", value) for value in ("-1", "many")),
+    ],
+)
+def test_a_list_of_what_cannot_be_is_refused(name: str, value: str) -> None:
+    assert name.upper() in _refusal(**{name: f"{value}"})
 
 
 def test_uploads_lie_in_the_data_folder_unless_it_is_said(tmp_path: Path) -> None:
@@ -240,3 +393,19 @@ def test_every_setting_says_what_it_is(name: str) -> None:
     description = Settings.model_fields[name].description
     assert description
     assert re.fullmatch(r"[^\n]{10,120}", description)
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit"),
+    [
+        ({}, 0),
+        ({"require_api_key": "true"}, 6000),
+        ({"trusted_proxies": "127.0.0.1"}, 6000),
+        ({"host": "0.0.0.0"}, 6000),
+        ({"host": "0.0.0.0", "rate_limit_address": "0"}, 0),
+    ],
+)
+def test_requests_are_limited_where_others_than_this_machines_users_send_them(
+    flags: dict[str, str], limit: int
+) -> None:
+    assert Settings.load(**flags).requests_per_address == limit

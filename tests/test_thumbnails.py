@@ -12,7 +12,9 @@ from PIL import Image
 from structlog.testing import capture_logs
 
 from backend.deadlines import deadline
+from backend.decoding.pool import Decoders
 from backend.errors import NotFound, TooLarge, Unavailable
+from backend.places import THIS_MACHINE
 from backend.thumbnails import MediaType, Thumbnails, thumbnail_type
 from tests.limits import files_limited_to
 from tests.photos import draw_photo, encode
@@ -20,14 +22,16 @@ from tests.photos import draw_photo, encode
 LIMIT = 2**20
 
 
-def _open(tmp_path: Path, *, max_bytes: int = LIMIT, max_pixels: int = 10**6) -> Thumbnails:
-    return Thumbnails(tmp_path / "thumbnails", max_bytes=max_bytes, max_pixels=max_pixels)
+def _open(tmp_path: Path, decoders: Decoders, *, max_bytes: int = LIMIT) -> Thumbnails:
+    return Thumbnails(
+        tmp_path / "thumbnails", max_bytes=max_bytes, decoders=decoders, photos=THIS_MACHINE
+    )
 
 
 @pytest.fixture
-async def thumbnails(tmp_path: Path) -> AsyncIterator[Thumbnails]:
+async def thumbnails(tmp_path: Path, decoders: Decoders) -> AsyncIterator[Thumbnails]:
     """Of LIMIT bytes, with nothing in it."""
-    opened = _open(tmp_path)
+    opened = _open(tmp_path, decoders)
     yield opened
     await opened.close()
 
@@ -78,22 +82,24 @@ async def test_a_thumbnail_of_each_size_and_format_is_made(
 
 
 async def test_a_kept_thumbnail_needs_no_photo_and_survives_a_restart(
-    thumbnails: Thumbnails, photo: tuple[Path, str], tmp_path: Path
+    thumbnails: Thumbnails, photo: tuple[Path, str], tmp_path: Path, decoders: Decoders
 ) -> None:
     first = await _get(thumbnails, photo)
     photo[0].unlink()
     assert await _get(thumbnails, photo) == first
-    again = _open(tmp_path)
+    again = _open(tmp_path, decoders)
     assert await _get(again, photo) == first
-    with pytest.raises(NotFound, match=r"photo\.jpg cannot be read any more: No such file"):
+    with pytest.raises(NotFound, match="photo cannot be read any more: No such file"):
         await _get(again, photo, 256)
     await again.close()
 
 
 async def test_requests_for_the_same_thumbnail_at_once_make_it_once(
-    tmp_path: Path, photo: tuple[Path, str]
+    tmp_path: Path, decoders: Decoders, photo: tuple[Path, str]
 ) -> None:
-    thumbnails = _open(tmp_path, max_bytes=0)  # nothing is kept: only what is shared is the same
+    thumbnails = _open(
+        tmp_path, decoders, max_bytes=0
+    )  # nothing is kept: only what is shared is the same
     several = await asyncio.gather(*(_get(thumbnails, photo) for _ in range(20)))
     # The very same object, not only equal bytes.
     assert all(thumbnail is several[0] for thumbnail in several)
@@ -125,8 +131,10 @@ async def test_a_request_ends_at_its_deadline(thumbnails: Thumbnails, tmp_path: 
     assert await _get(thumbnails, photo)
 
 
-async def test_the_end_of_the_service_is_told_to_those_who_wait(tmp_path: Path) -> None:
-    thumbnails = _open(tmp_path)
+async def test_the_end_of_the_service_is_told_to_those_who_wait(
+    tmp_path: Path, decoders: Decoders
+) -> None:
+    thumbnails = _open(tmp_path, decoders)
     photos = [
         _write(tmp_path / f"{seed}.jpg", encode(draw_photo(seed, width=1200, height=800)))
         for seed in range(4)
@@ -175,7 +183,7 @@ async def test_a_photo_that_cannot_be_decoded_says_why(
     thumbnails: Thumbnails, tmp_path: Path
 ) -> None:
     damaged = _write(tmp_path / "damaged.png", encode(draw_photo(1), ".png")[:5000])
-    with pytest.raises(NotFound, match=r"no thumbnail of .*damaged\.png: .*truncated"):
+    with pytest.raises(NotFound, match=r"no thumbnail of the photo: .*truncated"):
         await _get(thumbnails, damaged)
     large = _write(tmp_path / "large.png", encode(draw_photo(1, width=1001, height=1000), ".png"))
     with pytest.raises(TooLarge, match="MAX_PIXELS"):
@@ -203,8 +211,9 @@ async def test_a_damaged_file_of_the_cache_is_made_anew(
 
 
 async def test_a_full_disk_does_not_matter_to_who_asks(
-    thumbnails: Thumbnails, photo: tuple[Path, str], tmp_path: Path
+    thumbnails: Thumbnails, photo: tuple[Path, str], tmp_path: Path, decoders: Decoders
 ) -> None:
+    decoders.decode(photo[0].read_bytes())  # in a process that has been started already, then
     with capture_logs() as log, files_limited_to(100):
         full = await _get(thumbnails, photo)
     assert [entry["event"] for entry in log] == ["cache.unusable"]
@@ -214,18 +223,20 @@ async def test_a_full_disk_does_not_matter_to_who_asks(
 
 
 async def test_a_folder_that_cannot_be_made_does_not_matter_to_who_asks(
-    photo: tuple[Path, str], tmp_path: Path
+    photo: tuple[Path, str], tmp_path: Path, decoders: Decoders
 ) -> None:
     (tmp_path / "thumbnails").touch()
-    thumbnails = _open(tmp_path)
+    thumbnails = _open(tmp_path, decoders)
     with capture_logs():
         assert _size(await _get(thumbnails, photo)) == (128, 96)
     await thumbnails.close()
 
 
 @pytest.mark.parametrize("max_bytes", [0, 20_000])
-async def test_the_cache_stays_below_its_limit(tmp_path: Path, max_bytes: int) -> None:
-    thumbnails = _open(tmp_path, max_bytes=max_bytes)
+async def test_the_cache_stays_below_its_limit(
+    tmp_path: Path, decoders: Decoders, max_bytes: int
+) -> None:
+    thumbnails = _open(tmp_path, decoders, max_bytes=max_bytes)
     for seed in range(12):
         photo = _write(tmp_path / f"{seed}.jpg", encode(draw_photo(seed)))
         assert _size(await _get(thumbnails, photo)) == (128, 96)

@@ -55,6 +55,18 @@ def test_an_upload_is_known_by_its_path_alone(uploads: UploadFolder, tmp_path: P
     assert not uploads.is_upload(path, 8)  # another collection has loaded the folder of uploads
 
 
+def test_copies_are_told_apart_by_their_number(uploads: UploadFolder) -> None:
+    paths = [uploads.path(1, SHA256, "PNG", number=number) for number in (1, 2, 13)]
+    assert [path.name for path in paths] == [f"{SHA256}{end}.png" for end in ("", "-2", "-13")]
+    for path in paths:
+        uploads.write(path, b"photo")
+        assert uploads.is_upload(path, 1)
+        assert uploads.sha256(path) == SHA256
+    assert sorted(uploads.files(1)) == sorted(paths)
+    uploads.remove_collection(1)
+    assert uploads.files(1) == []
+
+
 def test_writing_again_replaces(uploads: UploadFolder) -> None:
     path = uploads.path(1, SHA256, "PNG")
     uploads.write(path, b"one")
@@ -145,3 +157,31 @@ def test_only_folders_named_by_a_number_are_collections(
 def test_a_collection_without_a_folder_has_no_files(uploads: UploadFolder) -> None:
     assert uploads.files(5) == []
     uploads.remove_collection(5)
+
+
+def test_paths_that_lead_to_uploads_are_known_by_whatever_way(
+    uploads: UploadFolder, tmp_path: Path
+) -> None:
+    there = uploads.path(1, SHA256, "JPEG")
+    uploads.write(there, b"photo")
+    gone = uploads.path(2, SHA256, "PNG", number=3)
+    (tmp_path / "link").symlink_to(tmp_path / "uploads")
+    folder = tmp_path / "uploads"
+    theirs = {
+        str(there): there.name,
+        str(gone): gone.name,
+        f"{gone}.part": f"{gone.name}.part",
+        str(folder / "another catalog" / "7" / there.name): there.name,
+        f"{folder}/x/..//{CATALOG}/./1/{there.name}": there.name,
+        f"{tmp_path}/link/{CATALOG}/1/{there.name}": there.name,
+    }
+    others = [
+        f"{folder}/holiday.jpeg",
+        f"{folder}/{there.name}",
+        f"{folder}/{CATALOG}/1/holiday.jpeg",
+        f"{folder}/{CATALOG}/1/below/{there.name}",
+        f"{folder}2/{CATALOG}/1/{there.name}",
+        f"{folder}/{CATALOG}/1/../../../{there.name}",
+        "/",
+    ]
+    assert uploads.names([*theirs, *others]) == theirs

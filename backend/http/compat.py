@@ -4,14 +4,15 @@ Their names, fields, answers and casts are given; only errors differ from the sy
 from: true status codes with `{"status": false, "msg": …}`.
 """
 
-import json
 from typing import Final
 
 from aiohttp import web
 from pydantic import ValidationError
 
 from backend.errors import InvalidInput, NotFound
+from backend.http.access import check_reaches, default_collection, reachable, reaches
 from backend.http.files import send_photo
+from backend.http.limits import parse_json
 from backend.http.multipart import Form, read_form
 from backend.http.openapi import BINARY, Operation, Parameter
 from backend.http.raw_paths import paths_meant
@@ -32,9 +33,9 @@ async def load(request: web.Request) -> web.Response:
     """Loads a folder; answers when it is done, or, to a browser, as soon as it has begun."""
     request[UNHURRIED] = True
     body = await _load_body(request)
-    started = await services(request).indexer.start_load(
-        body.folder, body.table or _default(request)
-    )
+    table = body.table or default_collection(request)
+    check_reaches(request, table)
+    started = await services(request).indexer.start_load(body.folder, table)
     # A browser's page (it sends Origin) polls /progress after this answer and would show
     # nothing if it came only at the end; scripts take this answer for the end.
     if _flag(request, "wait", default="Origin" not in request.headers):
@@ -44,14 +45,20 @@ async def load(request: web.Request) -> web.Response:
 
 async def progress(request: web.Request) -> web.Response:
     """How far the loads under way, or else the last ones, have come."""
-    current, total = services(request).indexer.progress()
+    indexer = services(request).indexer
+    with in_time(request):
+        await indexer.refresh()
+    current, total = indexer.progress(reachable(request))
     return web.json_response(f"current: {current}, total: {total}")
 
 
 async def count(request: web.Request) -> web.Response:
     """The number of photos in a collection."""
+    table = _table(request)
+    if not reaches(request, table):
+        return web.json_response(0)
     with in_time(request):
-        return web.json_response(await services(request).searcher.count(_table(request)))
+        return web.json_response(await services(request).searcher.count(table))
 
 
 async def search(request: web.Request) -> web.Response:
@@ -60,15 +67,19 @@ async def search(request: web.Request) -> web.Response:
     top_k = _top_k(form.fields.get("topk") or request.query.get("topk"), request)
     if form.photo is None:
         raise InvalidInput(_missing_photo(request))
+    table = _table(request)
+    if not reaches(request, table):
+        return web.json_response([])
     with in_time(request):
-        hits = await services(request).searcher.search(form.photo, _table(request), top_k)
+        hits = await services(request).searcher.search(form.photo, table, top_k)
     return web.json_response([[hit.object.path, hit.distance] for hit in hits])
 
 
 async def upload(request: web.Request) -> web.Response:
     """Keeps and indexes one photo, sent along or fetched from a URL."""
-    form = await _form(request)
     table = _table(request)
+    check_reaches(request, table)
+    form = await _form(request)
     url = form.fields.get("url") or request.query.get("url")
     if form.photo is not None:
         data = form.photo
@@ -85,8 +96,10 @@ async def upload(request: web.Request) -> web.Response:
 
 async def drop(request: web.Request) -> web.Response:
     """Removes a collection; nothing to remove is fine."""
+    table = _table(request)
+    check_reaches(request, table)
     with in_time(request):
-        await services(request).indexer.drop(_table(request))
+        await services(request).indexer.drop(table)
     return web.json_response("ok")
 
 
@@ -97,25 +110,25 @@ async def data(request: web.Request) -> web.StreamResponse:
     if not paths:
         raise InvalidInput("the parameter 'image_path' is missing: GET /data?image_path=PATH")
     with in_time(request):
-        image = await services(request).catalog.indexed_image([path_key(path) for path in paths])
+        image = await services(request).catalog.indexed_image(
+            [path_key(path) for path in paths], reachable(request)
+        )
     if image is None:
         raise NotFound(f"no photo of that path is indexed: {_printable(paths[0])}")
-    return await send_photo(request, image.path)
+    return await send_photo(request, services(request).places, image)
 
 
 async def _load_body(request: web.Request) -> LoadBody:
     expected = 'send JSON such as {"File": "/folder/of/photos", "Table": "my_photos"}'
     try:
         # Whatever the Content-Type says: scripts send JSON without naming it.
-        return LoadBody.model_validate(json.loads(await request.read()))
-    except web.HTTPRequestEntityTooLarge:
-        raise
+        return LoadBody.model_validate(parse_json(await request.read()))
     except ValidationError as error:
         [first, *_] = error.errors()
         name = ".".join(map(str, first["loc"])) or "the body"
         raise InvalidInput(f"{name}: {first['msg']}; {expected}") from None
-    except (ValueError, RecursionError):
-        raise InvalidInput(f"the body is no JSON; {expected}") from None
+    except InvalidInput as error:
+        raise InvalidInput(f"{error}; {expected}") from None
 
 
 async def _form(request: web.Request) -> Form:
@@ -133,12 +146,8 @@ def _missing_photo(request: web.Request) -> str:
     )
 
 
-def _default(request: web.Request) -> str:
-    return request.app[SETTINGS].default_table
-
-
 def _table(request: web.Request) -> str:
-    return request.query.get("table_name") or _default(request)
+    return request.query.get("table_name") or default_collection(request)
 
 
 def _top_k(text: str | None, request: web.Request) -> int:
@@ -177,6 +186,7 @@ OPERATIONS: Final = (
         "/img/load",
         load,
         "Load a folder of photos",
+        scope="write",
         answer={**_TEXT, "const": "Successfully loaded data!"},
         query=(
             Parameter(
@@ -187,13 +197,14 @@ OPERATIONS: Final = (
             ),
         ),
         body=LoadBody,
-        errors=(400, 409, 413, 503),
+        errors=(400, 403, 409, 413, 502, 503),
     ),
     Operation(
         "GET",
         "/progress",
         progress,
         "How far the load has come",
+        scope="read",
         answer={**_TEXT, "examples": ["current: 3, total: 20"]},
         errors=(503,),
     ),
@@ -202,6 +213,7 @@ OPERATIONS: Final = (
         "/img/count",
         count,
         "Number of photos in a collection",
+        scope="read",
         answer={"type": "integer"},
         query=(_TABLE,),
         errors=(400, 503),
@@ -211,6 +223,7 @@ OPERATIONS: Final = (
         "/img/search",
         search,
         "Photos with the most similar objects, nearest first",
+        scope="read",
         answer={
             "type": "array",
             "items": {
@@ -234,6 +247,7 @@ OPERATIONS: Final = (
         "/img/upload",
         upload,
         "Keep and index one photo",
+        scope="write",
         answer={**_TEXT, "examples": ["Successfully loaded data: 17"]},
         query=(_TABLE,),
         form=(
@@ -248,6 +262,7 @@ OPERATIONS: Final = (
         "/img/drop",
         drop,
         "Remove a collection",
+        scope="admin",
         answer={**_TEXT, "const": "ok"},
         query=(_TABLE,),
         errors=(400, 503),
@@ -257,9 +272,11 @@ OPERATIONS: Final = (
         "/data",
         data,
         "The file of an indexed photo",
+        scope="read",
         answer=BINARY,
         query=(Parameter("image_path", "path as /img/search gives it", required=True),),
+        also={206: BINARY},
         media_types=("image/*",),
-        errors=(400, 404, 503),
+        errors=(400, 404, 416, 502, 503),
     ),
 )

@@ -12,9 +12,16 @@ __all__ = ["add_documentation"]
 _TITLE = "Image similarity search with object detection"
 
 
-def add_documentation(app: web.Application, operations: Sequence[Operation], version: str) -> None:
-    """Adds the routes that document `operations`."""
-    document = openapi_document(operations, title=_TITLE, version=version)
+def add_documentation(
+    app: web.Application, operations: Sequence[Operation], version: str, *, demands_keys: bool
+) -> None:
+    """Adds the routes that document `operations`.
+
+    They are open to whoever may call: they say the same everywhere, and nothing of the data.
+    """
+    document = openapi_document(
+        operations, title=_TITLE, version=version, demands_keys=demands_keys
+    )
 
     async def openapi(_request: web.Request) -> web.Response:
         return web.json_response(document)

@@ -1,18 +1,26 @@
-"""What every request passes: an id, a line in the log, errors as answers, other origins."""
+"""What every request passes: an id, a line in the log, errors as answers."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
 from structlog.contextvars import bound_contextvars
 
-from backend.errors import EngineUnavailable, Forbidden, Overloaded, ServiceError, Unavailable
+from backend.errors import (
+    EngineUnavailable,
+    InsufficientScope,
+    Overloaded,
+    RangeNotSatisfiable,
+    ServiceError,
+    Unauthorized,
+    Unavailable,
+)
+from backend.http.access import caller_id
 from backend.http.problems import problem, problem_answer
 from backend.http.request_ids import ID_HEADER, request_id
 from backend.http.services import METRICS, SETTINGS, UNHURRIED
@@ -20,12 +28,9 @@ from backend.http.v1.schemas import Problem
 from backend.metrics import STAGES, Stage, stage_times
 
 __all__ = [
-    "allow_other_origins",
     "answer_errors",
-    "answer_preflights",
     "identify_requests",
     "log_requests",
-    "refuse_other_origins",
     "tell_request_id",
 ]
 
@@ -33,8 +38,6 @@ _log = structlog.get_logger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_PREFLIGHT_SECONDS: Final = "600"
-"""How long a browser may remember a preflight's answer; Chromium's own limit is 7,200."""
 _OTHER: Final = "other"
 """In figures, every path that leads nowhere, and every odd method: clients invent them at will."""
 
@@ -71,7 +74,9 @@ async def log_requests(request: web.Request, handler: Handler) -> web.StreamResp
             response = await handler(request)
         except asyncio.CancelledError:
             # The client has gone, or the service stops: there is nobody to be answered.
-            _log.info("request.cancelled", method=request.method, path=request.path)
+            key = caller_id(request)
+            known = {} if key is None else {"key": key}
+            _log.info("request.cancelled", method=request.method, path=request.path, **known)
             raise
         except web.HTTPException as redirect:  # all others are answers by now
             _tell(request, redirect.status, time.perf_counter() - start, times)
@@ -86,6 +91,8 @@ def _tell(request: web.Request, status: int, seconds: float, times: Mapping[Stag
     log = _log.bind(
         method=request.method, path=request.path, status=status, ms=_milliseconds(seconds)
     )
+    if (key := caller_id(request)) is not None:
+        log = log.bind(key=key)
     if seconds > request.app[SETTINGS].slow_request and not request.get(UNHURRIED, False):
         stages = {f"{stage}_ms": _milliseconds(times[stage]) for stage in STAGES if stage in times}
         log.warning("request.slow", **stages)
@@ -123,6 +130,10 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         response = _error(request, error.status, str(error), error)
         if isinstance(error, Overloaded | Unavailable):
             response.headers["Retry-After"] = str(error.retry_after)
+        if isinstance(error, RangeNotSatisfiable):
+            response.headers[hdrs.CONTENT_RANGE] = f"bytes */{error.size}"
+        if isinstance(error, Unauthorized | InsufficientScope):
+            response.headers[hdrs.WWW_AUTHENTICATE] = error.challenge
         return response
     except (web.RequestPayloadError, HttpProcessingError) as error:
         reason = error.message if isinstance(error, HttpProcessingError) else error
@@ -140,66 +151,6 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except Exception:
         _log.exception("request.broke", path=request.path)
         return _error(request, 500, "an internal error; the server's log has its cause")
-
-
-@web.middleware
-async def refuse_other_origins(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Keeps pages of other origins from the resource API: any page may send forms anywhere.
-
-    Browsers say by themselves where a request comes from (Fetch Metadata, and Origin in those that
-    do not know it); programs say nothing, and may call.
-    """
-    if _is_api(request) and _is_foreign(request):
-        raise Forbidden(
-            "pages of other origins may not call this API: open the service's own page, or call"
-            " it from a program"
-        )
-    return await handler(request)
-
-
-def _is_foreign(request: web.Request) -> bool:
-    site = request.headers.get("Sec-Fetch-Site")
-    if site is not None:
-        # A link that is followed shows something, and changes nothing.
-        is_followed = (
-            request.method in ("GET", "HEAD")
-            and request.headers.get("Sec-Fetch-Mode") == "navigate"
-        )
-        return site in ("cross-site", "same-site") and not is_followed
-    origin = request.headers.get("Origin")
-    try:
-        return origin is not None and urlsplit(origin).netloc != request.host
-    except ValueError:  # it is no address at all
-        return True
-
-
-@web.middleware
-async def answer_preflights(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answers a browser that asks whether a page of another origin may call (Fetch, 4.8)."""
-    asked = request.headers.get("Access-Control-Request-Method")
-    is_preflight = request.method == "OPTIONS" and "Origin" in request.headers and asked is not None
-    if not is_preflight or _is_api(request):
-        return await handler(request)
-    return web.Response(
-        status=204,
-        headers={
-            "Access-Control-Allow-Methods": "GET, HEAD, POST",
-            "Access-Control-Allow-Headers": request.headers.get(
-                "Access-Control-Request-Headers", "Content-Type"
-            ),
-            "Access-Control-Max-Age": _PREFLIGHT_SECONDS,
-        },
-    )
-
-
-async def allow_other_origins(request: web.Request, response: web.StreamResponse) -> None:
-    """Lets pages of any origin read the existing endpoints: their web client is served elsewhere.
-
-    Without credentials, of which there are none. A signal rather than a middleware, since files
-    are answered from the handler.
-    """
-    if not _is_api(request):
-        response.headers["Access-Control-Allow-Origin"] = "*"
 
 
 def _error(

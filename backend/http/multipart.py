@@ -6,6 +6,7 @@ from typing import Final
 
 import aiohttp
 from aiohttp import BodyPartReader, web
+from aiohttp.http import HttpProcessingError
 
 from backend.errors import InvalidInput, TooLarge
 
@@ -23,7 +24,7 @@ _MALFORMED: Final = (
     AssertionError,
     RuntimeError,
     aiohttp.ClientError,
-    aiohttp.http.HttpProcessingError,
+    HttpProcessingError,
 )
 
 
@@ -107,7 +108,9 @@ async def read_form(
     except InvalidInput:
         raise
     except _MALFORMED as error:
-        raise InvalidInput(f"the multipart form cannot be read: {error}") from None
+        # In the messages of the client's errors there is more than one line.
+        reason = error.message if isinstance(error, HttpProcessingError) else error
+        raise InvalidInput(f"the multipart form cannot be read: {reason}") from None
     return form
 
 

@@ -9,8 +9,10 @@ from aiohttp.typedefs import Handler
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from backend.http.access import KEY_HEADER, SESSION_COOKIE
 from backend.http.schemas import ErrorBody
 from backend.http.v1.schemas import Problem
+from backend.keys import Scope
 
 __all__ = ["BINARY", "Operation", "Parameter", "Schema", "openapi_document"]
 
@@ -31,6 +33,26 @@ _RETRY_AFTER: Final = {
     }
 }
 
+_CHALLENGE: Final = {
+    "WWW-Authenticate": {
+        "description": "how to send an API key, and what is wrong with the one that was sent",
+        "schema": {"type": "string"},
+    }
+}
+_SECURITY: Final = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "an API key"},
+    "header": {"type": "apiKey", "in": "header", "name": KEY_HEADER, "description": "an API key"},
+    "session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": SESSION_COOKIE,
+        "description": "of a page that has begun a session, for what it cannot send a key with",
+    },
+}
+_HEADERS: Final = {401: _CHALLENGE, 429: _RETRY_AFTER, 503: _RETRY_AFTER}
+_REFUSALS: Final = (403, 421, 429)
+"""Of whoever calls from another's page, by another name, or too often: of every operation."""
+
 _Key: TypeAlias = tuple[type[BaseModel], JsonSchemaMode]
 
 
@@ -49,11 +71,14 @@ class Operation:
     """An endpoint: its route and its documentation in one, so that they cannot drift apart.
 
     Attributes:
+        scope: what an API key must be for; None where none is ever asked for.
         answer: what it answers with `status`; None for nothing at all.
         also: what it answers with other statuses below 400.
         query: parameters, or the model that they make.
         path_parameters: one for each name in the path.
+        file: the media type of its body, where that is a file.
         problems: whether its errors are problem documents (RFC 9457).
+        takes_session: whether a page's session stands in for a key.
         admitted: whether it makes the networks work: it then needs a place (`admission`).
     """
 
@@ -61,6 +86,7 @@ class Operation:
     path: str
     handler: Handler
     summary: str
+    scope: Scope | None
     answer: Schema | None
     status: int = 200
     also: Mapping[int, Schema | None] = field(default_factory=dict)
@@ -69,30 +95,43 @@ class Operation:
     headers: Sequence[Parameter] = ()
     form: Sequence[Parameter] = ()
     body: type[BaseModel] | None = None
+    file: str | None = None
     media_types: Sequence[str] = ("application/json",)
     errors: Sequence[int] = ()
     problems: bool = False
+    takes_session: bool = False
     admitted: bool = False
     tag: str | None = None
 
 
 def openapi_document(
-    operations: Sequence[Operation], *, title: str, version: str
+    operations: Sequence[Operation], *, title: str, version: str, demands_keys: bool
 ) -> dict[str, Any]:
-    """An OpenAPI 3.1 document of these endpoints."""
+    """An OpenAPI 3.1 document of these endpoints, which demand API keys or do without."""
     models = {key for operation in operations for key in _models(operation)}
     in_order = sorted(models, key=lambda key: (key[0].__name__, key[1]))
     references, schemas = models_json_schema(in_order, ref_template=_REF)
     paths: dict[str, Any] = {}
     for operation in operations:
         path = _IN_PATH.sub(r"{\1}", operation.path)
-        paths.setdefault(path, {})[operation.method.lower()] = _describe(operation, references)
+        paths.setdefault(path, {})[operation.method.lower()] = {
+            **_describe(operation, references),
+            "security": _security(operation, demands_keys),
+        }
     return {
         "openapi": _VERSION,
         "info": {"title": title, "version": version},
         "paths": paths,
-        "components": {"schemas": schemas["$defs"]},
+        "components": {"schemas": schemas["$defs"], "securitySchemes": _SECURITY},
     }
+
+
+def _security(operation: Operation, demands_keys: bool) -> list[dict[str, list[str]]]:
+    if operation.scope is None:
+        return []
+    schemes = ["bearer", "header"] + (["session"] if operation.takes_session else [])
+    nothing: list[dict[str, list[str]]] = [] if demands_keys else [{}]
+    return nothing + [{scheme: [operation.scope]} for scheme in schemes]
 
 
 def _models(operation: Operation) -> Iterable[_Key]:
@@ -120,6 +159,7 @@ def _describe(operation: Operation, references: Mapping[Any, Any]) -> dict[str, 
         if operation.problems
         else (ErrorBody, "application/json")
     )
+    unknown = () if operation.scope is None else (401,)
     described: dict[str, Any] = {
         "summary": operation.summary,
         "operationId": operation.handler.__name__,
@@ -135,9 +175,9 @@ def _describe(operation: Operation, references: Mapping[Any, Any]) -> dict[str, 
                 str(status): {
                     "description": "error",
                     "content": {error_type: {"schema": schema(error)}},
-                    **({"headers": _RETRY_AFTER} if status in (429, 503) else {}),
+                    **({"headers": _HEADERS[status]} if status in _HEADERS else {}),
                 }
-                for status in operation.errors
+                for status in sorted({*operation.errors, *_REFUSALS, *unknown})
             },
         },
     }
@@ -148,6 +188,8 @@ def _describe(operation: Operation, references: Mapping[Any, Any]) -> dict[str, 
         content["application/json"] = {"schema": dict(references[operation.body, "validation"])}
     if operation.form:
         content["multipart/form-data"] = {"schema": _form(operation)}
+    if operation.file:
+        content[operation.file] = {"schema": dict(BINARY)}
     if content:
         described["requestBody"] = {"content": content, "required": True}
     return described

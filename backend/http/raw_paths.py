@@ -16,6 +16,8 @@ __all__ = ["paths_meant"]
 # What browsers escape in the query of an http URL (URL Standard, special-query percent-encode
 # set), a character or a run of UTF-8: each may also be a literal %XX of the file's name.
 _ESCAPES: Final = re.compile(r"(%(?:[01][0-9A-F]|20|22|27|3C|3E|7F)|(?:%[89A-F][0-9A-F])+)")
+_MAX_LENGTH: Final = 3 * 4096
+"""Characters: a longer value, all of it escaped, is longer than any path, and is read once."""
 _MAX_AMBIGUOUS: Final = 8
 """Up to 2^8 readings are tried; further escapes are taken for the browser's."""
 
@@ -30,6 +32,8 @@ def paths_meant(raw_query: str, name: str) -> list[str]:
     if match is None:
         return []
     raw = raw_query[match.end() :]
+    if len(raw) > _MAX_LENGTH:
+        return [_decode(raw)]
     readings = [_decode(raw), *_as_a_browser_escapes(raw), unquote_plus(raw)]
     return list(dict.fromkeys(readings))
 
@@ -40,12 +44,17 @@ def _as_a_browser_escapes(raw: str) -> list[str]:
     # Names that hold a literal %20 are likelier than names that hold a literal %E3%81%82.
     order = sorted(range(len(escapes)), key=lambda index: len(escapes[index]))
     ambiguous = set(order[:_MAX_AMBIGUOUS])
-    choices = [
-        (_decode(escape), escape) if index in ambiguous else (_decode(escape),)
-        for index, escape in enumerate(escapes)
-    ]
+    # What is read in one way alone is put together once, not in each of the readings.
+    sure = [pieces[0]]
+    choices: list[tuple[str, str]] = []
+    for index, (escape, text) in enumerate(zip(escapes, pieces[2::2], strict=True)):
+        if index in ambiguous:
+            choices.append((_decode(escape), escape))
+            sure.append(text)
+        else:
+            sure[-1] += _decode(escape) + text
     return [
-        "".join(itertools.chain(*zip(pieces[::2], [*chosen, ""], strict=True)))
+        "".join(itertools.chain(*zip(sure, [*chosen, ""], strict=True)))
         for chosen in itertools.product(*choices)
     ]
 

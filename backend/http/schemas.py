@@ -15,7 +15,7 @@ class LoadBody(BaseModel):
     # What is only described here is checked further in, where there is more to say of it.
     folder: str = Field(
         alias="File",
-        description="folder on the server, read recursively",
+        description="folder on the server, or address such as s3://bucket/folder, read recursively",
         json_schema_extra={"minLength": 1},
     )
     table: str | None = Field(

@@ -10,12 +10,15 @@ from aiohttp.typedefs import Handler
 
 from backend.admission import Admission, Place
 from backend.analysis import PhotoAnalyzer
+from backend.backup import Backups
 from backend.deadlines import deadline
 from backend.duplicates import DuplicateFinder
 from backend.errors import EngineUnavailable, Unavailable
 from backend.fetching import PhotoFetcher
 from backend.indexing import Indexer
+from backend.keys import KeyRing
 from backend.metrics import Metrics
+from backend.places import PhotoPlaces
 from backend.queries import QueryPhotos
 from backend.readiness import Readiness
 from backend.searching import Searcher
@@ -40,7 +43,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Services:
-    """What handlers call, with its engines open."""
+    """What handlers call, with its engines open.
+
+    Attributes:
+        places: those that catalogued photos may lie in.
+    """
 
     catalog: Catalog
     analyzer: PhotoAnalyzer
@@ -51,6 +58,9 @@ class Services:
     queries: QueryPhotos
     thumbnails: Thumbnails
     readiness: Readiness
+    places: PhotoPlaces
+    keys: KeyRing
+    backups: Backups
 
 
 class Running:

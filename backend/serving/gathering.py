@@ -7,7 +7,6 @@ that wait. Where there is a place free, a request goes at once and alone.
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.deadlines import has_deadline
+from backend.precedence import Precedence
 
 __all__ = ["Gatherer", "Outputs", "Spare"]
 
@@ -81,8 +80,7 @@ class Gatherer:
         self._places = places
         self._spare = spare
         spare.join(self)
-        self._urgent: deque[_Request] = deque()
-        self._patient: deque[_Request] = deque()
+        self._waiting = Precedence[_Request]()
         self._calls: set[asyncio.Task[None]] = set()
         self._alone_until = -math.inf
 
@@ -100,7 +98,7 @@ class Gatherer:
             TimeoutError: it is too late; and whatever the call raises.
         """
         request = _Request(batch, until, asyncio.get_running_loop().create_future())
-        (self._urgent if has_deadline() else self._patient).append(request)
+        self._waiting.add(request)
         self._fill_places()
         # A cancellation or a timeout cancels the answer, and the call with the last of its answers.
         async with asyncio.timeout_at(until):
@@ -125,17 +123,17 @@ class Gatherer:
         to do for it as well.
         """
         taken: list[_Request] = []
-        waiting = sum(len(request.batch) for request in (*self._urgent, *self._patient))
+        waiting = sum(len(request.batch) for request in self._waiting)
         room = min(self._max_rows, math.ceil(waiting / calls))
         together = asyncio.get_running_loop().time() >= self._alone_until
-        while (queue := self._urgent or self._patient) and (together or not taken):
-            request = queue[0]
+        while self._waiting and (together or not taken):
+            request = self._waiting.first()
             if not request.answer.done():
                 if taken and len(request.batch) > room:
                     break
                 room -= len(request.batch)
                 taken.append(request)
-            queue.popleft()
+            self._waiting.take()
         return taken
 
     async def _run(self, requests: Sequence[_Request]) -> None:

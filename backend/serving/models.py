@@ -2,7 +2,7 @@
 
 A model is described by its `config.pbtxt` in the model repository and nowhere else. `Detector`
 and `Embedder` check that description against their contract and give `infer` its types; a model
-server (`onnx.py`, `triton.py`) only runs tensors.
+server (`onnx.py`, `openvino.py`, `triton.py`) only runs tensors.
 """
 
 import hashlib

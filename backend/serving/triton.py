@@ -372,7 +372,9 @@ class _Member:
             except ConfigurationError as error:
                 _log.error("triton.model_changed", address=self.address, error=str(error))
                 raise EngineUnavailable(
-                    "Triton", f"{error}; have Triton load it as it was, or restart the service"
+                    "Triton",
+                    f"Triton (TRITON_URL) holds another model {spec.name!r} than when the service"
+                    " started, or none: have Triton load it as it was, or restart the service",
                 ) from None
 
     async def call(self, request: bytes, seconds: float) -> pb.ModelInferResponse:
@@ -400,7 +402,10 @@ class _Member:
             await self._restart(name, since=since)
             raise _LostCall(details, mended=True)
         if code is grpc.StatusCode.INVALID_ARGUMENT:
-            raise ServiceError(f"Triton refuses what it is asked of the model {name!r}: {details}")
+            # What it says may name files: that is for the log.
+            raise ServiceError(
+                f"Triton refuses what it is asked of the model {name!r}: see the service's log"
+            )
         raise EngineUnavailable(
             "Triton",
             f"Triton (TRITON_URL) fails to run the model {name!r}: try again in a few seconds",

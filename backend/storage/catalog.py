@@ -34,10 +34,14 @@ from backend.storage.databases import (
     MySQLOptions,
     SQLiteDatabase,
 )
+from backend.storage.keys import KeyTable
+from backend.storage.reasons import Failed, keep_failures, keep_reason, read_failures
+from backend.storage.shares import ShareTable
 from backend.storage.tables import answers as _answers
 from backend.storage.tables import collections as _collections
 from backend.storage.tables import identity as _identity
 from backend.storage.tables import images as _images
+from backend.storage.tables import load_chunks as _load_chunks
 from backend.storage.tables import loads as _loads
 from backend.storage.tables import objects as _objects
 
@@ -64,7 +68,7 @@ __all__ = [
     "utc_now",
 ]
 
-CollectionState = Literal["creating", "ready", "deleting"]
+CollectionState = Literal["creating", "importing", "ready", "deleting"]
 ImageState = Literal["pending", "undoing", "indexed", "failed", "deleting"]
 LoadState = Literal["running", "done", "failed", "cancelled"]
 
@@ -74,17 +78,18 @@ _IDS_PER_QUERY: Final = 500
 """Values of one IN list: well under SQLite's 32,766 and MySQL's packet size."""
 _IDS_PER_PAGE: Final = 10_000
 """Ids of a query that returns nothing but ids."""
+_HASHES_PER_PAGE: Final = 1000
+"""Few enough that making rows of them keeps the event loop for some milliseconds."""
 _PLACE: Final = (_objects, _images.c.path, _images.c.sha256, _images.c.width, _images.c.height)
 """The columns of an ObjectPlace."""
-_ERROR_CHARACTERS: Final = 4000
-"""Of a reason that is kept; MySQL's text columns hold 65,535 bytes."""
 
 
 @dataclass(frozen=True)
 class Collection:
     """A set of photos whose objects one embedder has embedded.
 
-    It is `creating` until the vector store has its part, and `deleting` until that has gone.
+    It is `creating` until the vector store has its part, and `deleting` until that has gone. While
+    it is `importing` its name is none that a collection can have: it gets its own when it is whole.
 
     Attributes:
         store: name of the Milvus collection that holds its vectors. No two are ever the same, so
@@ -263,6 +268,9 @@ def new_store(name: str) -> str:
 class Catalog:
     """The catalog. `identity` is its own, 32 hex digits, for as long as it exists.
 
+    `keys` are the API keys that it keeps; `shares` are its loads as several processes share them,
+    or None where no other process can open it (SQLite).
+
     Every method raises EngineUnavailable where the database does not answer within the timeout
     that the catalog was opened with, or within the deadline (`deadlines.py`), or says that it
     cannot at the moment.
@@ -270,6 +278,8 @@ class Catalog:
 
     def __init__(self, database: Database) -> None:
         self.identity = ""
+        self.keys = KeyTable(database)
+        self.shares = ShareTable(database) if isinstance(database, MySQLDatabase) else None
         self._database = database
 
     @classmethod
@@ -324,6 +334,14 @@ class Catalog:
             EngineUnavailable: others did not let go of it in time.
         """
         return self._database.exclusive()
+
+    def holding(self, name: str) -> AbstractAsyncContextManager[EnsureHeld | None]:
+        """Tells other processes that this one is at work on something; None where another is.
+
+        `name` has at most 18 characters. What it gives raises EngineUnavailable where others do not
+        know it any more. On SQLite there are no others: the lock on the data folder sees to that.
+        """
+        return self._database.holding(name)
 
     async def ping(self) -> None:
         """Reads a row. Raises EngineUnavailable where the catalog cannot be read."""
@@ -426,6 +444,65 @@ class Catalog:
         )
         await self._change(change.values(state="ready"))
 
+    async def begin_import(
+        self, store: str, *, embedder: str, embedder_sha256: str, dim: int, metric: str
+    ) -> Collection:
+        """Makes a collection, `importing`, whose vectors are in this store, which is new."""
+        query = sa.select(_collections).where(_collections.c.store == store)
+        values = {
+            "name": f"~ {store[-12:]}",  # what `new_store` has put there
+            "embedder": embedder,
+            "embedder_sha256": embedder_sha256,
+            "dim": dim,
+            "metric": metric,
+            "state": "importing",
+            "store": store,
+        }
+
+        async def write(connection: AsyncConnection) -> Collection:
+            row = (await connection.execute(query)).one_or_none()
+            if row is None:
+                await connection.execute(sa.insert(_collections).values(values))
+                row = (await connection.execute(query)).one()
+            return Collection(**row._mapping)
+
+        return await self._database.write(write)
+
+    async def finish_import(self, collection: Collection, name: str, *, replace: bool) -> bool:
+        """Ends `importing`: the collection gets its name, and takes the place of one that has it.
+
+        All in one transaction; what was there before is `deleting` then. Returns False, and changes
+        nothing, where there is one that is not to be replaced, or this is `importing` no more.
+        """
+        mine = _collections.c.id == collection.id
+
+        async def write(connection: AsyncConnection) -> bool:
+            now = (
+                await connection.execute(sa.select(_collections).where(mine).with_for_update())
+            ).one_or_none()
+            if now is None or now.state != "importing":
+                # The answer to an earlier attempt may have been lost.
+                return now is not None and (now.state, now.name) == ("ready", name)
+            named = _collections.c.name == name
+            there = (
+                await connection.execute(sa.select(_collections).where(named).with_for_update())
+            ).one_or_none()
+            if there is not None:
+                if not replace:
+                    return False
+                hidden = f"~ {there.id}"
+                await connection.execute(
+                    sa.update(_collections)
+                    .where(_collections.c.id == there.id)
+                    .values(name=hidden, state="deleting")
+                )
+            await connection.execute(
+                sa.update(_collections).where(mine).values(name=name, state="ready")
+            )
+            return True
+
+        return await self._database.write(write)
+
     async def begin_drop(self, collection_id: int) -> None:
         """Marks a collection `deleting`: from here on it is not seen any more."""
         change = sa.update(_collections).where(_collections.c.id == collection_id)
@@ -489,7 +566,9 @@ class Catalog:
         )
         while rows := await self._rows(query):
             await self.finish_delete_images([row.id for row in rows])
+        loads = sa.select(_loads.c.id).where(_loads.c.collection_id == collection_id)
         await self._change(
+            sa.delete(_load_chunks).where(_load_chunks.c.load_id.in_(loads)),
             sa.delete(_loads).where(_loads.c.collection_id == collection_id),
             sa.delete(_collections).where(_collections.c.id == collection_id),
         )
@@ -527,8 +606,13 @@ class Catalog:
         )
         return [Image(**row._mapping) for row in rows]
 
-    async def indexed_image(self, path_keys: Sequence[str]) -> Image | None:
-        """The indexed photo, of any collection, for the first of these keys that has one."""
+    async def indexed_image(
+        self, path_keys: Sequence[str], only: Sequence[str] | None = None
+    ) -> Image | None:
+        """The indexed photo for the first of these keys that has one.
+
+        Of any collection, or of those of the names in `only`.
+        """
         query = (
             sa.select(_images)
             .join(_collections, _collections.c.id == _images.c.collection_id)
@@ -538,6 +622,8 @@ class Catalog:
                 _collections.c.state == "ready",
             )
         )
+        if only is not None:
+            query = query.where(_collections.c.name.in_(only))
         rows = {row.path_key: row for row in await self._rows(query)}
         for key in path_keys:
             if key in rows:
@@ -595,7 +681,7 @@ class Catalog:
         wanted = dict.fromkeys(indexed, "indexed") | dict.fromkeys(failed, "failed")
         by_error: dict[str, list[int]] = {}
         for image_id, error in failed.items():
-            by_error.setdefault(_kept_error(error), []).append(image_id)
+            by_error.setdefault(keep_reason(error), []).append(image_id)
         changes = [
             *_changes(indexed, "pending", state="indexed", error=None),
             *(
@@ -674,7 +760,7 @@ class Catalog:
         await self._fail(image_ids, "indexed", error)
 
     async def _fail(self, image_ids: Sequence[int], before: ImageState, error: str) -> None:
-        reason = _kept_error(error)
+        reason = keep_reason(error)
 
         async def write(connection: AsyncConnection) -> None:
             found = await _ids_in_state(connection, image_ids, before)
@@ -779,7 +865,7 @@ class Catalog:
                     _images.c.id > last,
                 )
                 .order_by(_images.c.id)
-                .limit(_IDS_PER_PAGE)
+                .limit(_HASHES_PER_PAGE)
             )
             if not rows:
                 return
@@ -918,12 +1004,14 @@ class Catalog:
         error: str | None = None,
         *,
         finished_at: str | None = None,
+        failures: Sequence[Failed] = (),
     ) -> None:
-        """Stores how a load ended, now unless a time is given."""
+        """Stores how a load ended, now unless a time is given; of its failures the first."""
         values = {
             "state": state,
             "counts": dict(counts),
-            "error": None if error is None else _kept_error(error),
+            "failures": keep_failures(failures),
+            "error": None if error is None else keep_reason(error),
             "finished_at": finished_at or utc_now(),
         }
         await self._change(sa.update(_loads).where(_loads.c.id == load_id).values(values))
@@ -935,15 +1023,22 @@ class Catalog:
         )
 
     async def loads(
-        self, collection_id: int | None, *, before: int | None, limit: int
+        self,
+        collection_id: int | None,
+        *,
+        before: int | None,
+        limit: int,
+        only: Sequence[str] | None = None,
     ) -> list[LoadRow]:
         """The last `limit` loads whose ids are below `before`, newest first.
 
-        Of one collection, or of all that are ready.
+        Of one collection, or of all that are ready; `only` of those of these names.
         """
         query = _load_rows().where(_collections.c.state == "ready")
         if collection_id is not None:
             query = query.where(_loads.c.collection_id == collection_id)
+        if only is not None:
+            query = query.where(_collections.c.name.in_(only))
         if before is not None:
             query = query.where(_loads.c.id < before)
         return await self._load_rows(query.order_by(_loads.c.id.desc()).limit(limit))
@@ -953,13 +1048,24 @@ class Catalog:
         query = _load_rows().where(_loads.c.id == load_id, _collections.c.state == "ready")
         return next(iter(await self._load_rows(query)), None)
 
+    async def load_failures(self, load_id: int) -> list[Failed]:
+        """The first failures of a load that has ended."""
+        rows = await self._rows(sa.select(_loads.c.failures).where(_loads.c.id == load_id))
+        return read_failures(rows[0].failures) if rows else []
+
     async def _load_rows(self, query: sa.Select[Any]) -> list[LoadRow]:
         return [LoadRow(**row._mapping) for row in await self._rows(query)]
 
     async def resume_load(self, load_id: int) -> None:
         """Lets a load that has ended run again, as if it never had."""
         change = sa.update(_loads).where(_loads.c.id == load_id)
-        await self._change(change.values(state="running", counts={}, error=None, finished_at=None))
+        nothing: dict[str, Any] = {
+            "counts": {},
+            "failures": None,
+            "error": None,
+            "finished_at": None,
+        }
+        await self._change(change.values(state="running", **nothing))
 
     # Answers
 
@@ -1021,12 +1127,6 @@ def _check_text(*texts: str) -> None:
     """Raises UnicodeEncodeError for what is not Unicode: MySQL's driver would pass it on."""
     for text in texts:
         text.encode()
-
-
-def _kept_error(error: str) -> str:
-    """The reason as it is kept: of any length and any characters, whatever the column takes."""
-    shown = error.encode("utf-8", "backslashreplace").decode()
-    return shown if len(shown) <= _ERROR_CHARACTERS else f"{shown[: _ERROR_CHARACTERS - 1]}…"
 
 
 def _image_row(collection_id: int, image: NewImage) -> dict[str, Any]:

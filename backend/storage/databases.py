@@ -198,6 +198,10 @@ class Database(ABC):
         """Keeps writers of other processes out; see `Catalog.exclusive`."""
 
     @abstractmethod
+    def holding(self, name: str) -> contextlib.AbstractAsyncContextManager[EnsureHeld | None]:
+        """Tells other processes that this one is at work on something; see `Catalog.holding`."""
+
+    @abstractmethod
     def migrating(self) -> contextlib.AbstractAsyncContextManager[object]:
         """Lets one process at a time look at the tables and change them."""
 
@@ -311,6 +315,10 @@ class SQLiteDatabase(Database):
 
         yield ensure_held
 
+    def holding(self, name: str) -> contextlib.AbstractAsyncContextManager[EnsureHeld | None]:
+        """Nothing: there is no other process."""
+        return self.exclusive()
+
     @contextlib.asynccontextmanager
     async def migrating(self) -> AsyncIterator[None]:
         """Nothing: tables change within the one transaction that may write."""
@@ -339,8 +347,12 @@ class MySQLDatabase(Database):
     setting = "MYSQL_HOST"
     _stop = stop_after_attempt(_ATTEMPTS)
 
-    def __init__(self, engine: AsyncEngine, options: MySQLOptions, timeout: float) -> None:
+    def __init__(
+        self, engine: AsyncEngine, apart: AsyncEngine, options: MySQLOptions, timeout: float
+    ) -> None:
+        """`apart`: the same server; its connections are none of the pool's."""
         super().__init__(engine, timeout, f"MYSQL_DB={options.database}")
+        self._apart = apart
         self._options = options
 
     @classmethod
@@ -364,7 +376,8 @@ class MySQLDatabase(Database):
             pool_pre_ping=True,
             pool_use_lifo=True,
         )
-        database = cls(engine, options, timeout)
+        apart = _engine(options, tls, timeout, database=options.database, poolclass=NullPool)
+        database = cls(engine, apart, options, timeout)
         async with database.opening():
             try:
                 await attempt(engine, _check_version)
@@ -430,10 +443,27 @@ class MySQLDatabase(Database):
         return self._locked("migrating")
 
     @contextlib.asynccontextmanager
-    async def _locked(self, purpose: str) -> AsyncIterator[EnsureHeld]:
+    async def holding(self, name: str) -> AsyncIterator[EnsureHeld | None]:
+        """See `Database.holding`. It may take long, so its connection is none of the pool's."""
+        lock = self._lock_name(name)
+        async with self.bounded():
+            connection = await _try_lock(self._apart, lock, 0)
+        if connection is None:
+            yield None
+            return
+        try:
+            yield partial(self._ensure_held, connection, lock)
+        finally:
+            await _unlock(connection, lock)
+
+    def _lock_name(self, purpose: str) -> str:
         # Locks are the whole server's, and their names have at most 64 characters.
         database = hashlib.sha256(self._options.database.encode()).hexdigest()[:32]
-        name = f"image-search {database} {purpose}"
+        return f"image-search {database} {purpose}"
+
+    @contextlib.asynccontextmanager
+    async def _locked(self, purpose: str) -> AsyncIterator[EnsureHeld]:
+        name = self._lock_name(purpose)
         connection = await self._lock(name)
         try:
             yield partial(self._ensure_held, connection, name)
@@ -460,24 +490,24 @@ class MySQLDatabase(Database):
         taken = False
         try:
             async with self.bounded():
-                while (connection := await _try_lock(self.engine, name)) is None:
+                while (connection := await _try_lock(self.engine, name, _LOCK_SECONDS)) is None:
                     taken = True
                 return connection
         except EngineUnavailable as error:
             if taken and isinstance(error.__cause__, TimeoutError):
                 raise EngineUnavailable(
                     self.name,
-                    f"another process works on MySQL's catalog ({self.where}): try again when it"
+                    f"another process works on the catalog ({self.setting}): try again when it"
                     " is done",
                 ) from None
             raise
         raise AssertionError("unreachable")
 
 
-async def _try_lock(engine: AsyncEngine, name: str) -> AsyncConnection | None:
+async def _try_lock(engine: AsyncEngine, name: str, seconds: int) -> AsyncConnection | None:
     connection = await engine.connect()
     try:
-        query = sa.select(sa.func.get_lock(name, _LOCK_SECONDS))
+        query = sa.select(sa.func.get_lock(name, seconds))
         got = (await connection.execute(query)).scalar_one() == 1
     except BaseException:
         # It may have been taken: it goes with the connection.

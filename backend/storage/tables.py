@@ -9,7 +9,17 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
-__all__ = ["answers", "collections", "identity", "images", "loads", "metadata", "objects"]
+__all__ = [
+    "answers",
+    "api_keys",
+    "collections",
+    "identity",
+    "images",
+    "load_chunks",
+    "loads",
+    "metadata",
+    "objects",
+]
 
 metadata = sa.MetaData()
 
@@ -22,6 +32,8 @@ _MYSQL: Final[dict[str, Any]] = {
 _NUMBERED: Final[dict[str, Any]] = _MYSQL | {"sqlite_autoincrement": True}
 
 _Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+# MySQL's TEXT holds 64 KiB alone.
+_LongText = sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql")
 _Number: sa.Float[float] = sa.Double().with_variant(sa.Float(), "sqlite")
 
 identity = sa.Table(
@@ -90,7 +102,37 @@ loads = sa.Table(
     sa.Column("finished_at", sa.String(32)),
     # Tells a load that was begun twice, because the first answer was lost, from two loads.
     sa.Column("token", sa.String(32)),
+    # The first failures, as JSON: lists of path and reason.
+    sa.Column("failures", _LongText),
+    # The rest is of loads that several processes share (`shares.py`), and null in others.
+    sa.Column("photos_sha256", sa.String(64)),
+    sa.Column("unreadable", _LongText),
+    sa.Column("is_listed", sa.Boolean),
+    sa.Column("owner", sa.String(100)),
+    sa.Column("leased_until", _Number),
     sa.Index("loads_by_token", "token", unique=True),
+    sa.Index("loads_by_state", "state"),
+    **_NUMBERED,
+)
+load_chunks = sa.Table(
+    "load_chunks",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("load_id", _Id, sa.ForeignKey("loads.id"), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    # As JSON: lists of path, size, time, and what is wrong with it.
+    sa.Column("photos", _LongText, nullable=False),
+    sa.Column("is_done", sa.Boolean, nullable=False),
+    sa.Column("owner", sa.String(100)),
+    sa.Column("leased_until", _Number),
+    sa.Column("waiting_for", sa.String(32)),
+    sa.Column("indexed", sa.Integer, nullable=False),
+    sa.Column("unchanged", sa.Integer, nullable=False),
+    sa.Column("failed", sa.Integer, nullable=False),
+    sa.Column("objects", sa.Integer, nullable=False),
+    sa.Column("failures", _LongText),
+    sa.UniqueConstraint("load_id", "number"),
+    sa.Index("load_chunks_by_state", "load_id", "is_done", "number"),
     **_NUMBERED,
 )
 answers = sa.Table(
@@ -100,9 +142,24 @@ answers = sa.Table(
     sa.Column("key_sha256", sa.String(64), primary_key=True),
     sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.Column("status", sa.Integer, nullable=False),
-    # JSON as it was written: MySQL's own type sorts names. Its TEXT holds 64 KiB alone.
-    sa.Column("answer", sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql"), nullable=False),
+    # JSON as it was written: MySQL's own type sorts names.
+    sa.Column("answer", _LongText, nullable=False),
     sa.Column("created_at", sa.String(32), nullable=False),
     sa.Index("answers_by_time", "created_at"),
+    **_MYSQL,
+)
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("secret_sha256", sa.String(64), nullable=False),
+    # Of a session: the key that it was begun with.
+    sa.Column("parent", sa.String(32)),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("collections", sa.JSON(none_as_null=True)),  # null: all
+    sa.Column("created_at", sa.String(32), nullable=False),
+    sa.Column("expires_at", sa.String(32)),
+    sa.Column("revoked_at", sa.String(32)),
     **_MYSQL,
 )

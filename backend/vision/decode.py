@@ -1,8 +1,8 @@
 """From a photo's bytes to upright RGB pixels, and to a reason where that cannot be.
 
 Pillow reads the header (format, size, orientation) without decoding, so that a photo of too many
-pixels costs nothing. OpenCV decodes, without holding the GIL; only what is transparent is decoded
-by Pillow, which knows every kind of transparency.
+pixels costs nothing. OpenCV decodes; only what is transparent is decoded by Pillow, which knows
+every kind of transparency.
 """
 
 import io
@@ -96,12 +96,17 @@ def sniff(beginning: bytes) -> str | None:
     return None
 
 
-def read_header(data: bytes) -> Header:
+def read_header(data: bytes, *, max_frames: int | None = None) -> Header:
     """Format, upright size and orientation of an encoded photo, without decoding it.
+
+    Args:
+        data: the encoded photo.
+        max_frames: pictures that the file may hold, of which the first is the photo; None: any.
 
     Raises:
         InvalidImage: no image, or one whose header is damaged.
         UnsupportedFormat: an image of another format.
+        TooLarge: more frames than `max_frames`.
     """
     if not data:
         raise InvalidImage("the file is empty")
@@ -112,11 +117,18 @@ def read_header(data: bytes) -> Header:
             image_format = "JPEG" if image.format == "MPO" else image.format
             if image_format not in CONTENT_TYPES:
                 raise UnsupportedFormat(f"the format is {image_format}: {_SUPPORTED}")
+            if image_format != declared:  # as which it would be kept and sent
+                raise InvalidImage(f"the {image_format} file is damaged: it begins as none does")
             width, height = image.size
             has_alpha = "A" in image.getbands() or "transparency" in image.info
             # Pillow and OpenCV turn a TIFF themselves, in its size and in its pixels.
             orientation = 1 if image_format == "TIFF" else _orientation(image)
-    except UnsupportedFormat:
+            if max_frames is not None and _has_more_frames(image, max_frames):
+                raise TooLarge(
+                    f"the {image_format} file has more than the {max_frames} frames that MAX_FRAMES"
+                    " allows: the first is all that is looked at"
+                )
+    except (InvalidImage, TooLarge, UnsupportedFormat):
         raise
     except UnidentifiedImageError:
         if declared is None:
@@ -130,6 +142,18 @@ def read_header(data: bytes) -> Header:
     if orientation in _TRANSPOSED:
         width, height = height, width
     return Header(image_format, width, height, has_alpha, orientation)
+
+
+def _has_more_frames(image: Image.Image, frames: int) -> bool:
+    """Whether an animation, or a file of several pages, has more; changes the image."""
+    if image.format != "TIFF":
+        return int(getattr(image, "n_frames", 1)) > frames  # as the header says
+    try:
+        # Page by page, each with where the next one is: of as many as matter, not of all.
+        image.seek(frames)
+    except Exception:  # there are no more, or what is behind the first is damaged, and no matter
+        return False
+    return True
 
 
 def _orientation(image: Image.Image) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from backend.vision.decode import decode, read_header
+from backend.vision.decode import Header, decode, read_header
 
 __all__ = ["ENCODERS", "RECIPE", "MediaType", "make_thumbnail"]
 
@@ -29,7 +29,14 @@ About as like the photo as each other at 256 pixels, and as fast as a page that 
 """
 
 
-def make_thumbnail(data: bytes, size: int, media_type: MediaType, *, max_pixels: int) -> bytes:
+def make_thumbnail(
+    data: bytes,
+    size: int,
+    media_type: MediaType,
+    *,
+    max_pixels: int,
+    header: Header | None = None,
+) -> bytes:
     """A photo, upright and in sRGB, so reduced that neither side exceeds `size` pixels.
 
     A photo that is no larger keeps its size. Proportions are kept to the nearest pixel.
@@ -40,12 +47,13 @@ def make_thumbnail(data: bytes, size: int, media_type: MediaType, *, max_pixels:
         size: pixels.
         media_type: of the answer.
         max_pixels: of a photo that is decoded.
+        header: what `read_header` says of it, where that is known.
 
     Raises:
         InvalidImage, UnsupportedFormat, TooLarge: see `vision.decode`.
     """
     # The sides are the photo's own: those of one that is decoded at a reduced scale are rounded.
-    header = read_header(data)
+    header = header or read_header(data)
     pixels = decode(data, max_pixels=max_pixels, longer_side=size, header=header)
     scale = size / max(header.width, header.height)
     if scale < 1:

@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from backend.logs import configure_logging
 from backend.serving.models import Detector, Embedder, Model
+from backend.settings import InferenceEngine
 from backend.vision.crops import crop_objects
 from benchmarks.models import cut_for, model_in_use
 from benchmarks.quality.detection import (
@@ -46,6 +47,7 @@ async def measure(
     data: Path,
     gallery_photos: int | None,
     *,
+    engine: InferenceEngine = "onnxruntime",
     pictures: Path | None = None,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -54,18 +56,23 @@ async def measure(
     Args:
         data: folder of both splits.
         gallery_photos: how many photos of train to use, None for all.
+        engine: computes the models.
         pictures: a PNG file to write, showing searches that went well and badly.
         log: takes a line whenever a part begins.
     """
     train, val = read_split(data / "train", limit=gallery_photos), read_split(data / "val")
-    async with model_in_use("detector") as detector_model, model_in_use("embedder") as model:
+    async with (
+        model_in_use("detector", engine) as detector_model,
+        model_in_use("embedder", engine) as model,
+    ):
         detector, embedder = Detector(detector_model), Embedder(model)
         log(f"detecting objects in {len(val)} photos")
         detection = await measure_detector(val, detector)
         retrieval, ranking = await _retrieval(train, val, embedder, log)
-    searches = await measure_photos(train, val, log)
+    searches = await measure_photos(train, val, log, engine=engine)
     report = {
-        **environment(*_PACKAGES),
+        **environment(*_PACKAGES, *(["openvino"] if engine.startswith("openvino") else [])),
+        "engine": engine,
         "models": {
             **_model(detector_model, input=detector.size),
             **_model(
@@ -273,6 +280,12 @@ def main() -> None:
     add_common_arguments(parser)
     parser.add_argument("--gallery", type=int, metavar="N", help="use N photos of train, not all")
     parser.add_argument(
+        "--engine",
+        choices=get_args(InferenceEngine),
+        default="onnxruntime",
+        help="computes the models, as INFERENCE_ENGINE says of the service",
+    )
+    parser.add_argument(
         "--pictures", type=Path, metavar="FILE.png", help="draw the best and the worst searches"
     )
     arguments = parser.parse_args()
@@ -282,6 +295,7 @@ def main() -> None:
         measure(
             arguments.data,
             arguments.gallery,
+            engine=arguments.engine,
             pictures=arguments.pictures,
             log=lambda message: progress.print(message, style="dim"),
         )

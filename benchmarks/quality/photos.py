@@ -19,7 +19,7 @@ from aiohttp import web
 from numpy.typing import NDArray
 
 from backend.app import create_app
-from backend.settings import Settings
+from backend.settings import InferenceEngine, Settings
 from benchmarks.retrieval import TOP_K
 from benchmarks.voc import VocPhoto
 
@@ -54,9 +54,13 @@ class PhotoSearches:
 
 
 async def measure_photos(
-    gallery: Sequence[VocPhoto], photos: Sequence[VocPhoto], log: Callable[[str], None]
+    gallery: Sequence[VocPhoto],
+    photos: Sequence[VocPhoto],
+    log: Callable[[str], None],
+    *,
+    engine: InferenceEngine = "onnxruntime",
 ) -> PhotoSearches:
-    """Loads the gallery into a service and searches it for each photo.
+    """Loads the gallery into a service of that engine and searches it for each photo.
 
     Raises:
         RuntimeError: the service has refused a request, or not loaded every photo.
@@ -75,7 +79,7 @@ async def measure_photos(
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root, "gallery")
         _link(gallery, folder)
-        async with _service(Path(root, "data")) as client:
+        async with _service(Path(root, "data"), engine) as client:
             log(f"loading {len(gallery)} photos into the service")
             await _post(client, "/img/load", json={"File": str(folder)})
             loaded = await _post(client, "/img/count")
@@ -104,10 +108,14 @@ def _link(photos: Sequence[VocPhoto], folder: Path) -> None:
 
 
 @asynccontextmanager
-async def _service(data_dir: Path) -> AsyncIterator[aiohttp.ClientSession]:
+async def _service(data_dir: Path, engine: InferenceEngine) -> AsyncIterator[aiohttp.ClientSession]:
     """A client of a service that is set as from outside, but for where it listens and stores."""
     settings = Settings.load(
-        host=_LOOPBACK, port=0, data_dir=data_dir, upload_path=data_dir / "uploads"
+        host=_LOOPBACK,
+        port=0,
+        data_dir=data_dir,
+        upload_path=data_dir / "uploads",
+        inference_engine=engine,
     )
     runner = web.AppRunner(create_app(settings), access_log=None)
     await runner.setup()

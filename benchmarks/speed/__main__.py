@@ -2,8 +2,8 @@
 
 Each part starts services of its own, on loopback, and measures what it compares in turns, so that
 a busy moment of the machine meets both sides. Prints one table, writes JSON. Takes about ten
-minutes on 2 cores; with `--only` a part or some of them. `memory`, a long load, and `million`, many
-objects on a Milvus server, are measured only where they are named.
+minutes on 2 cores; with `--only` a part or some of them. `memory`, a long load, and `million`,
+many objects on a Milvus server, are measured only where they are named.
 """
 
 import argparse

@@ -1,11 +1,12 @@
 """The ceiling: the networks alone, in the best loop that was found for them."""
 
-import os
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from benchmarks.speed.networks import Networks, PhotoTensors, photos_per_second
+from backend.cores import count_cores
+from benchmarks.speed.networks import Networks, PhotoTensors, Throughput, throughput
 
 __all__ = ["Loop", "best_loop", "embedded_loop", "run"]
 
@@ -30,7 +31,7 @@ class Loop:
 
 def embedded_loop() -> Loop:
     """As the embedded default runs them."""
-    return Loop(os.cpu_count() or 1, 1, None)
+    return Loop(count_cores(), 1, None)
 
 
 def _loops(cores: int) -> list[Loop]:
@@ -39,7 +40,7 @@ def _loops(cores: int) -> list[Loop]:
         *(Loop(cores, batch, None) for batch in (1, 4, 16)),
         *(Loop(cores, batch, crops) for batch in (1, 4) for crops in (4, 16)),
         Loop(cores, 1, None, sessions=cores),
-        Loop(cores + 1, 1, None),
+        *(Loop(threads, 1, None) for threads in (cores + 1, 2 * cores)),
         *(Loop(1, batch, crops, cores) for batch, crops in ((1, None), (8, 16))),
     ]
 
@@ -54,20 +55,26 @@ def best_loop(
     rates: dict[Loop, float] = dict.fromkeys(_loops(cores), 0.0)
     for _ in range(_TURNS):
         for loop in rates:
-            rates[loop] = max(rates[loop], run(loop, tensors, seconds=_SECONDS * scale))
+            done = run(loop, tensors, seconds=_SECONDS * scale)
+            rates[loop] = max(rates[loop], done.photos_per_second)
     ranked = sorted(rates.items(), key=lambda each: -each[1])
     tried = [{**asdict(loop), "photos_per_second": rate} for loop, rate in ranked]
     return ranked[0][0], tried
 
 
-def run(loop: Loop, tensors: Sequence[PhotoTensors], *, seconds: float) -> float:
-    """Photos a second, with this loop."""
-    networks = [Networks(intra_op_threads=loop.intra_op_threads) for _ in range(loop.sessions)]
-    return photos_per_second(
-        networks,
+def run(loop: Loop, tensors: Sequence[PhotoTensors], *, seconds: float) -> Throughput:
+    """What the networks do with this loop."""
+    return throughput(
+        [_networks(loop.intra_op_threads, number) for number in range(loop.sessions)],
         tensors,
         threads=loop.threads,
         detector_batch=loop.detector_batch,
         embedder_batch=loop.embedder_batch,
         seconds=seconds,
     )
+
+
+@functools.cache
+def _networks(intra_op_threads: int, number: int) -> Networks:
+    """Sessions that are there from one turn to the next."""
+    return Networks(intra_op_threads=intra_op_threads)

@@ -8,11 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 from tests.service import Service, as_flags, start
 
-__all__ = ["Bench", "copies_of", "cpu_seconds", "load_seconds", "photo_files", "spread"]
+__all__ = ["Bench", "copies_of", "load_seconds", "photo_files"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,7 @@ class Bench:
             run with a small one.
         log: tells what is going on.
         lags: the services that have ended, and the p99 of their event loops' lag in milliseconds.
+        is_measured: whether figures count: where they do not, in tests, services are forked.
     """
 
     data: Path
@@ -33,6 +32,7 @@ class Bench:
     scale: float
     log: Callable[[str], None]
     lags: dict[str, float] = field(default_factory=dict)
+    is_measured: bool = True
 
     def scaled(self, count: int, *, least: int = 1) -> int:
         """A count of things to measure, at this scale."""
@@ -45,7 +45,10 @@ class Bench:
         """A service in a process of its own with an empty data folder, named for its log."""
         folder = self.scratch / name
         folder.mkdir(parents=True)
-        service = start(folder, as_flags(settings or {}), folder / "data", prefix)
+        service = start(
+            *(folder, as_flags(settings or {}), folder / "data", prefix),
+            is_measured=self.is_measured,
+        )
         try:
             yield service
             self.lags[name] = _lag_p99_ms(service.get("/metrics").text)
@@ -87,17 +90,6 @@ def load_seconds(service: Service, folder: Path, table: str) -> float:
     answer.raise_for_status()
     service.post("/img/drop", params={"table_name": table}).raise_for_status()
     return seconds
-
-
-def cpu_seconds(process: psutil.Process) -> float:
-    """Processor time of a process and of the processes that it has started."""
-    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
-    return sum(each.user + each.system for each in times)
-
-
-def spread(values: Sequence[float]) -> list[float]:
-    """The least and the greatest."""
-    return [min(values), max(values)]
 
 
 def _lag_p99_ms(exposition: str) -> float:

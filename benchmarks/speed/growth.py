@@ -15,7 +15,7 @@ from benchmarks.speed.bench import Bench, copies_of, photo_files
 from benchmarks.speed.clients import OK, Clients, clients
 from benchmarks.speed.filling import describe, fill
 from benchmarks.speed.networks import Networks, ready_tensors
-from benchmarks.speed.rounds import medians, percentile_ms, stage_seconds, stages_ms
+from benchmarks.speed.rounds import each_ms, medians, percentile_ms, stage_seconds
 from tests.service import Service
 
 __all__ = ["Ratios", "grow", "measure", "rows", "size_rows"]
@@ -27,7 +27,7 @@ _SIZES: Final = {"1k": 1_000, "10k": 10_000, "100k": 100_000}
 _LOADED: Final = 50
 """Photos of a load."""
 _QUERIES: Final = 40
-_ROUNDS: Final = 7
+_ROUNDS: Final = 5
 _RATIOS: Final[Ratios] = {
     "load_100k_over_1k": ("load_ms", "100k", "1k"),
     "search_100k_over_10k": ("p50_ms", "100k", "10k"),
@@ -164,7 +164,7 @@ class _Growth:
         service = self._services[name]
         before = _stages(service)
         answers = self._clients.search(service.url, slice(None))
-        stages = stages_ms(before, _stages(service), len(answers.seconds))
+        stages = each_ms(before, _stages(service), len(answers.seconds))
         self._seconds[name] += answers.seconds
         self._errors += answers.statuses.total() - answers.statuses[OK]
         return {

@@ -5,8 +5,6 @@ processor time a photo stands beside that of one full-size decode of the same fi
 least that anyone has to spend.
 """
 
-import os
-import statistics
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -15,8 +13,11 @@ import cv2
 import numpy as np
 import psutil
 
-from benchmarks.speed.bench import Bench, copies_of, cpu_seconds, load_seconds, photo_files, spread
+from backend.cores import count_cores
+from benchmarks.speed.bench import Bench, copies_of, load_seconds, photo_files
 from benchmarks.speed.instant import write_instant_models
+from benchmarks.speed.processors import service_seconds
+from benchmarks.speed.rounds import each_ms, in_words, medians
 
 __all__ = ["measure", "rows"]
 
@@ -34,40 +35,39 @@ def measure(bench: Bench) -> dict[str, Any]:
     photos = bench.scaled(_PHOTOS, least=20)
     folder = copies_of(files, bench.scratch / "host photos", photos)
     contents = [path.read_bytes() for path in files]
+    cores = count_cores()
     bench.log(f"host: {photos} photos, networks that answer at once")
-    wall, cpu, decode = [], [], []
+    rounds = []
     with bench.service("host", {"model_repository": str(models)}) as service:
         process = psutil.Process(service.process.pid)
         for number in range(bench.scaled(_ROUNDS, least=2)):
-            decode.append(_decode_seconds(contents))
-            before = cpu_seconds(process)
-            wall.append(load_seconds(service, folder, f"round_{number}") / photos)
-            cpu.append((cpu_seconds(process) - before) / photos)
-    ratios = [mine / one for mine, one in zip(cpu, decode, strict=True)]
-    cores = os.cpu_count() or 1
-    return {
-        "photos": photos,
-        "objects_a_photo": _OBJECTS,
-        "photos_per_second": 1 / statistics.median(wall),
-        "cpu_ms": statistics.median(cpu) * 1000,
-        "decode_ms": statistics.median(decode) * 1000,
-        "cpu_per_decode": statistics.median(ratios),
-        "cpu_per_decode_spread": spread(ratios),
-        # Of what the cores would do, were they kept busy with just that.
-        "share_of_cores": statistics.median(
-            mine / (elapsed * cores) for mine, elapsed in zip(cpu, wall, strict=True)
-        ),
-    }
+            decode_ms = _decode_ms(contents)
+            before = service_seconds(process)
+            elapsed = load_seconds(service, folder, f"round_{number}")
+            parts = each_ms(before, service_seconds(process), photos)
+            cpu_ms = sum(parts.values())
+            rounds.append(
+                {
+                    "photos_per_second": photos / elapsed,
+                    "cpu_ms": cpu_ms,
+                    "cpu_ms_by": parts,
+                    "decode_ms": decode_ms,
+                    "cpu_per_decode": cpu_ms / decode_ms,
+                    # Of what the cores would do, were they kept busy with just that.
+                    "share_of_cores": cpu_ms / 1000 * photos / (elapsed * cores),
+                }
+            )
+    return {"photos": photos, "objects_a_photo": _OBJECTS, **medians(rounds)}
 
 
 def rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What was measured, the figure, and what it is to be."""
-    least, most = report["cpu_per_decode_spread"]
+    least, most = report["spread"]["cpu_per_decode"]
     return [
         (
             "instant networks: CPU of a photo, over a decode's",
             f"{report['cpu_per_decode']:.2f} ({least:.2f} to {most:.2f}): {report['cpu_ms']:.2f} of"
-            f" {report['decode_ms']:.2f} ms",
+            f" {report['decode_ms']:.2f} ms ({in_words(report['cpu_ms_by'])})",
             "<= 1.5",
         ),
         (
@@ -78,9 +78,9 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _decode_seconds(contents: Sequence[bytes]) -> float:
-    """Processor time of one full-size decode, the mean of the photos."""
+def _decode_ms(contents: Sequence[bytes]) -> float:
+    """Processor milliseconds of one full-size decode, the mean of the photos."""
     start = time.process_time()
     for content in contents:
         cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    return (time.process_time() - start) / len(contents)
+    return (time.process_time() - start) / len(contents) * 1000

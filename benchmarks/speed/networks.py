@@ -4,11 +4,12 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import cv2
 import numpy as np
@@ -16,12 +17,25 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from backend.analysis import PhotoAnalyzer
+from backend.cores import count_cores
+from backend.decoding.pool import Decoders
 from backend.metrics import Metrics
-from backend.serving.models import Detector, Embedder, Model, ModelSpec
+from backend.serving.models import Detector, Embedder, Model, ModelServer, ModelSpec
 from backend.serving.onnx import OnnxServer
 from tests.service import REPOSITORY, SMALL_PAIR
 
-__all__ = ["MODELS", "Networks", "PhotoTensors", "photos_per_second", "ready_tensors"]
+__all__ = [
+    "MODELS",
+    "Networks",
+    "PhotoTensors",
+    "Runs",
+    "Throughput",
+    "analysis",
+    "open_analyzer",
+    "ready_tensors",
+    "record",
+    "throughput",
+]
 
 MODELS: Final = REPOSITORY / "model_repository"
 """Where the services that are measured have theirs."""
@@ -39,6 +53,26 @@ class PhotoTensors:
     crops: NDArray[np.uint8]
 
 
+@dataclass(frozen=True)
+class Throughput:
+    """Photos a second, and the processor's milliseconds that this process took for each."""
+
+    photos_per_second: float
+    cpu_ms: float
+
+
+class Runs(Protocol):
+    """Both networks, however they are run; threads may share them."""
+
+    def detect(self, squares: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        """Boxes, scores and labels, as the detector gives them, of squares, uint8 [N, S, S, 3]."""
+        ...
+
+    def embed(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Unit vectors, float32 [N, D], of crops, uint8 [N, C, C, 3]."""
+        ...
+
+
 class Networks:
     """A session of the detector and one of the embedder; threads may share them."""
 
@@ -50,13 +84,13 @@ class Networks:
         ]
 
     def detect(self, squares: NDArray[np.uint8]) -> list[NDArray[Any]]:
-        """Boxes, scores and labels, as the detector gives them, of squares, uint8 [N, S, S, 3]."""
+        """See `Runs.detect`."""
         names = ["boxes", "scores", "labels"]
         outputs: list[NDArray[Any]] = self._detector.run(names, {"images": squares})
         return outputs
 
     def embed(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Unit vectors, float32 [N, D], of crops, uint8 [N, C, C, 3]."""
+        """See `Runs.embed`."""
         [vectors] = self._embedder.run(None, {"crops": crops})
         return np.asarray(vectors, np.float32)
 
@@ -69,19 +103,19 @@ class Networks:
 
 def ready_tensors(photos: Sequence[bytes]) -> list[PhotoTensors]:
     """What the service's own code gives its networks for each of these encoded photos."""
-    return asyncio.run(_record(photos))
+    return asyncio.run(_record_small_pair(photos))
 
 
-def photos_per_second(
-    networks: Sequence[Networks],
+def throughput(
+    networks: Sequence[Runs],
     tensors: Sequence[PhotoTensors],
     *,
     threads: int,
     detector_batch: int,
     embedder_batch: int | None,
     seconds: float,
-) -> float:
-    """How many photos a second the networks alone can do.
+) -> Throughput:
+    """What the networks alone can do.
 
     Args:
         networks: the threads share them; of several, each thread has its own in turn.
@@ -106,7 +140,7 @@ def photos_per_second(
 
     waiting = endless()
 
-    def work(mine: Networks) -> None:
+    def work(mine: Runs) -> None:
         while True:
             with lock:
                 run = next(waiting, None)
@@ -119,14 +153,73 @@ def photos_per_second(
                 mine.embed(batch)
 
     with ThreadPoolExecutor(threads) as pool:
-        start = time.perf_counter()
+        cpu, start = time.process_time(), time.perf_counter()
         end = start + seconds
         for done in [
             pool.submit(work, mine) for mine in itertools.islice(itertools.cycle(networks), threads)
         ]:
             done.result()
-        elapsed = time.perf_counter() - start
-    return passes * len(tensors) / elapsed
+        return _throughput(passes * len(tensors), cpu, start)
+
+
+def analysis(photos: Sequence[bytes], *, seconds: float) -> Throughput:
+    """What the service's own code makes of encoded photos: decoding, both networks, all between.
+
+    In this process, with as many threads as the service has and its processes that decode, but
+    without files, catalog, vectors and requests.
+    """
+    return asyncio.run(_analysis(photos, seconds))
+
+
+async def _analysis(photos: Sequence[bytes], seconds: float) -> Throughput:
+    server = OnnxServer(MODELS)
+    try:
+        async with open_analyzer(server) as analyzer:
+            in_flight = 2 * count_cores()
+            waiting = itertools.cycle(photos)
+            warm = (analyzer.analyze(next(waiting)) for _ in range(in_flight))
+            await asyncio.gather(*warm)
+            done = 0
+            cpu, start = time.process_time(), time.perf_counter()
+
+            async def analyze() -> None:
+                nonlocal done
+                while time.perf_counter() < start + seconds:
+                    await analyzer.analyze(next(waiting))
+                    done += 1
+
+            await asyncio.gather(*(analyze() for _ in range(in_flight)))
+            return _throughput(done, cpu, start)
+    finally:
+        await server.close()
+
+
+@asynccontextmanager
+async def open_analyzer(server: ModelServer) -> AsyncIterator[PhotoAnalyzer]:
+    """The service's analysis of photos with the small pair of this server."""
+    detector, embedder = [await server.load(name) for name in SMALL_PAIR.values()]
+    decoders = Decoders(max_pixels=_MAX_PIXELS)
+    analyzer = PhotoAnalyzer(
+        Detector(detector),
+        Embedder(embedder),
+        Metrics(),
+        engine_name=server.engine_name,
+        whole_image="fallback",
+        decoders=decoders,
+        workers=server.workers if isinstance(server, OnnxServer) else None,
+    )
+    try:
+        yield analyzer
+    finally:
+        await analyzer.close()
+        decoders.close()
+
+
+def _throughput(photos: int, cpu: float, start: float) -> Throughput:
+    """Of so many photos since these moments of the processor's and the wall's clock."""
+    return Throughput(
+        photos / (time.perf_counter() - start), (time.process_time() - cpu) / photos * 1000
+    )
 
 
 def _runs(
@@ -173,28 +266,38 @@ class _Recorder:
         return await self._model.infer(batch)
 
 
-async def _record(photos: Sequence[bytes]) -> list[PhotoTensors]:
+async def record(
+    photos: Sequence[bytes], detector: Model, embedder: Model, *, engine_name: str
+) -> list[PhotoTensors]:
+    """What the service's own code gives these models for each of these encoded photos."""
     cv2.setNumThreads(1)  # as in the service
-    server = OnnxServer(MODELS)
+    given = _Recorder(detector), _Recorder(embedder)
+    decoders = Decoders(max_pixels=_MAX_PIXELS)
+    analyzer = PhotoAnalyzer(
+        Detector(given[0]),
+        Embedder(given[1]),
+        Metrics(),
+        engine_name=engine_name,
+        whole_image="fallback",
+        decoders=decoders,
+    )
     try:
-        detector, embedder = [_Recorder(await server.load(name)) for name in SMALL_PAIR.values()]
-        analyzer = PhotoAnalyzer(
-            Detector(detector),
-            Embedder(embedder),
-            Metrics(),
-            engine_name=server.engine_name,
-            whole_image="fallback",
-            max_pixels=_MAX_PIXELS,
-        )
-        try:
-            for photo in photos:
-                await analyzer.analyze(photo)
-        finally:
-            await analyzer.close()
+        for photo in photos:
+            await analyzer.analyze(photo)
     finally:
-        await server.close()
+        await analyzer.close()
+        decoders.close()
     # With this setting each photo has an object, and so a run of either network.
     return [
         PhotoTensors(square, crops)
-        for square, crops in zip(detector.given, embedder.given, strict=True)
+        for square, crops in zip(given[0].given, given[1].given, strict=True)
     ]
+
+
+async def _record_small_pair(photos: Sequence[bytes]) -> list[PhotoTensors]:
+    server = OnnxServer(MODELS)
+    try:
+        models = [await server.load(name) for name in SMALL_PAIR.values()]
+        return await record(photos, *models, engine_name=server.engine_name)
+    finally:
+        await server.close()

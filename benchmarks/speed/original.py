@@ -28,7 +28,7 @@ _PHOTOS: Final = 40
 _QUERIES: Final = 40
 _QUIET: Final = 10
 """Searches of a round while nothing is loaded."""
-_ROUNDS: Final = 5
+_ROUNDS: Final = 3
 _TIMEOUT_SECONDS: Final = 300
 _STOP_SECONDS: Final = 30
 _KINDS: Final = {

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pymilvus import MilvusClient
 
 from backend.analysis import WHOLE_IMAGE_LABEL
+from backend.files import EVERYWHERE
 from backend.scanning import scan_folder
 from backend.serving.models import Detector, Embedder
 from backend.serving.onnx import OnnxServer
@@ -74,7 +75,7 @@ class Original:
         """Loads a folder; with `yields=true` searches get their turn after each photo."""
         folder = (await request.json())["File"]
         yields = request.query.get("yields") == "true"
-        photos = scan_folder(folder, start=Path()).photos
+        photos = scan_folder(folder, start=Path(), within=EVERYWHERE).photos
         for number, photo in enumerate(photos):
             self._add(photo.path, Path(photo.path).read_bytes())
             self._progress = (number + 1, len(photos))

@@ -2,22 +2,40 @@
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["medians", "percentile_ms", "stage_seconds", "stages_ms"]
+__all__ = ["each_ms", "in_words", "medians", "percentile_ms", "stage_seconds"]
 
 
-def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """The median of each figure, and under `spread` the least and the greatest of its values."""
-    values = {key: [each[key] for each in rounds] for key in rounds[0]}
+def medians(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The median of each figure, and under `spread` the least and the greatest of its values.
+
+    A figure may be several, by name.
+    """
     return {
-        **{key: statistics.median(each) for key, each in values.items()},
-        "spread": {key: [min(each), max(each)] for key, each in values.items()},
+        **_of_each(rounds, statistics.median),
+        "spread": _of_each(rounds, lambda values: [min(values), max(values)]),
         "rounds": len(rounds),
     }
+
+
+def _of_each(
+    rounds: Sequence[Mapping[str, Any]], function: Callable[[Sequence[float]], Any]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, first in rounds[0].items():
+        values = [each[key] for each in rounds]
+        found[key] = _of_each(values, function) if isinstance(first, Mapping) else function(values)
+    return found
+
+
+def in_words(parts: Mapping[str, float]) -> str:
+    """Milliseconds of parts, those that take any."""
+    shown = {name.replace("_", " "): f"{ms:.2f}" for name, ms in parts.items()}
+    return ", ".join(f"{name} {ms}" for name, ms in shown.items() if float(ms))
 
 
 def percentile_ms(seconds: Sequence[float], rank: float) -> float:
@@ -33,8 +51,10 @@ def stage_seconds(exposition: str) -> dict[str, float]:
     return {stage: float(seconds) for stage, seconds in found}
 
 
-def stages_ms(
+def each_ms(
     before: Mapping[str, float], after: Mapping[str, float], count: int
 ) -> dict[str, float]:
-    """Milliseconds of each stage for each of `count` things that were done in between."""
-    return {stage: (after[stage] - before[stage]) / count * 1000 for stage in after}
+    """Milliseconds of each part, of which these are seconds so far, for each of `count` things
+    that were done in between.
+    """
+    return {part: (after[part] - before[part]) / count * 1000 for part in after}

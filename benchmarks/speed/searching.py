@@ -1,22 +1,24 @@
 """Searches in a collection of 40,000 objects, beside the networks alone on the same photos."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from time import perf_counter, process_time
+from time import perf_counter
 from typing import Any, Final
 
 import psutil
 
+from backend.cores import count_cores
 from benchmarks.reporting import percentiles_ms
 from benchmarks.speed.bench import Bench, copies_of, photo_files
 from benchmarks.speed.clients import OK, Answers, Clients, clients
 from benchmarks.speed.filling import describe, fill
-from benchmarks.speed.networks import Networks, PhotoTensors, photos_per_second, ready_tensors
-from benchmarks.speed.rounds import medians, percentile_ms, stage_seconds, stages_ms
+from benchmarks.speed.networks import Networks, PhotoTensors, ready_tensors, throughput
+from benchmarks.speed.processors import service_seconds
+from benchmarks.speed.rounds import each_ms, in_words, medians, percentile_ms, stage_seconds
 from tests.service import Service
 
-__all__ = ["measure", "rows"]
+__all__ = ["measure", "rows", "search"]
 
 _OBJECTS: Final = 40_000
 _QUERIES: Final = 100
@@ -29,28 +31,51 @@ _SECONDS: Final = 3.0
 """Of each measurement of throughput."""
 _LOADED: Final = 100
 """Photos of a load during which is searched."""
-_ROUNDS: Final = 5
-_BARE_THREADS: Final = 2
+_ROUNDS: Final = 3
+_EMBEDDED: Final[Mapping[str, str]] = {}
 
 
 def measure(bench: Bench) -> dict[str, Any]:
+    """Latency and throughput of searches with the embedded default: see `search`."""
+    return search(bench, "search", objects=_OBJECTS, rounds=_ROUNDS)
+
+
+def search(
+    bench: Bench,
+    part: str,
+    *,
+    objects: int,
+    rounds: int,
+    settings: Mapping[str, str] = _EMBEDDED,
+    servers: Callable[[], Mapping[str, float]] = dict,
+) -> dict[str, Any]:
     """Latency and throughput of searches, above and as a share of the networks alone.
 
     What a round compares is measured in turns; ratios are medians of the rounds' own.
+
+    Args:
+        bench: where and how much.
+        part: names the service.
+        objects: among which is searched, at a scale of 1.
+        rounds: likewise.
+        settings: of the service's engines.
+        servers: the processors' time so far of each of the servers that these lead to.
     """
     files = photo_files(bench.data / "val" / "images")
     photos = [path.read_bytes() for path in files[: bench.scaled(_QUERIES, least=4)]]
-    count = bench.scaled(_OBJECTS, least=200)
+    count = bench.scaled(objects, least=200)
     networks, tensors = Networks(), ready_tensors(photos)
-    bench.log(f"search: writing {count:,} objects")
-    data_dir = bench.scratch / "search-data"
-    fill(describe(tensors, networks), {data_dir: count})
+    bench.log(f"{part}: writing {count:,} objects")
+    data_dir = bench.scratch / f"{part}-data"
+    fill(describe(tensors, networks), {data_dir: count}, settings)
     with ExitStack() as stack:
-        service = stack.enter_context(bench.service("search", {"data_dir": str(data_dir)}))
-        searching = _Searching(bench, service, stack.enter_context(clients(photos)), networks)
-        for number in range(bench.scaled(_ROUNDS)):
-            bench.log(f"search: round {number + 1}")
-            folder = bench.scratch / f"search-load-{number}"
+        service = stack.enter_context(bench.service(part, {**settings, "data_dir": str(data_dir)}))
+        searching = _Searching(
+            bench, service, stack.enter_context(clients(photos)), networks, servers
+        )
+        for number in range(bench.scaled(rounds)):
+            bench.log(f"{part}: round {number + 1}")
+            folder = bench.scratch / f"{part}-load-{number}"
             loaded = files[: bench.scaled(_LOADED, least=4)]
             copies_of(loaded, folder, len(loaded))
             searching.round(tensors, folder)
@@ -74,8 +99,7 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("32 clients, share of bare", f"{report['share_of_bare_32']:.3f}", ">= 0.90"),
         (
             "CPU of a search then, of which the networks alone",
-            f"{sum(cpu.values()) - cpu['bare']:.1f} ms (service {cpu['service']:.1f}, vectors"
-            f" {cpu['vectors']:.1f}, clients {cpu['clients']:.1f}), {cpu['bare']:.1f} ms",
+            f"{sum(cpu.values()):.1f} ms ({in_words(cpu)}), {report['bare_cpu_ms']:.1f} ms",
             "",
         ),
         ("32 clients, p99 over p50", f"{report['p99_over_p50_32']:.2f}", "<= 4"),
@@ -92,13 +116,20 @@ class _Searching:
     """Rounds of searches, and what they came to."""
 
     def __init__(
-        self, bench: Bench, service: Service, searching: Clients, networks: Networks
+        self,
+        bench: Bench,
+        service: Service,
+        searching: Clients,
+        networks: Networks,
+        servers: Callable[[], Mapping[str, float]],
     ) -> None:
         self._scale = bench.scale
+        self._process = psutil.Process(service.process.pid)
+        self._servers = servers
         self._service = service
         self._clients = searching
         self._networks = networks
-        self._rounds: list[dict[str, float]] = []
+        self._rounds: list[dict[str, Any]] = []
         self._seconds: dict[str, list[float]] = {}
         self._errors = 0
         searching.closed_loop(service.url, 2, _SECONDS * bench.scale)  # so that nobody is cold
@@ -129,20 +160,13 @@ class _Searching:
             "during_load": percentiles_ms(self._seconds["load"]),
             "bare_ms_p50": latest["bare_ms_p50"],
             "bare_photos_per_second": latest["bare_photos_per_second"],
-            "stages_ms": {
-                key.removeprefix("stage_"): value
-                for key, value in latest.items()
-                if key.startswith("stage_")
-            },
-            f"cpu_ms_{_MOST}": {
-                key.removeprefix("cpu_"): value
-                for key, value in latest.items()
-                if key.startswith("cpu_")
-            },
+            "bare_cpu_ms": latest["bare_cpu_ms"],
+            "stages_ms": {key: value for key, value in latest["stages_ms"].items() if value},
+            f"cpu_ms_{_MOST}": latest[f"cpu_ms_{_MOST}"],
             "errors": self._errors,
         }
 
-    def _one_client(self, tensors: Sequence[PhotoTensors]) -> dict[str, float]:
+    def _one_client(self, tensors: Sequence[PhotoTensors]) -> dict[str, Any]:
         """In chunks of few photos, one client's searches and the networks alone in one thread."""
         searched, bare, together = [], [], Answers()
         before = self._stages()
@@ -157,7 +181,7 @@ class _Searching:
                 begin = perf_counter()
                 self._networks.run_once(photo)
                 bare.append(perf_counter() - begin)
-        stages = stages_ms(before, self._stages(), len(searched))
+        stages = each_ms(before, self._stages(), len(searched))
         together.seconds = searched
         return {
             "overhead_ms_p50": percentile_ms(searched, 50) - percentile_ms(bare, 50),
@@ -165,7 +189,7 @@ class _Searching:
             "p95_ms_1": percentile_ms(searched, 95),
             "per_second_1": together.per_second,
             "clients_cpu_1": together.cpu_share,
-            **{f"stage_{stage}": value for stage, value in stages.items() if value},
+            "stages_ms": stages,
         }
 
     def _many_clients(self, count: int) -> dict[str, float]:
@@ -178,37 +202,36 @@ class _Searching:
             f"clients_cpu_{count}": answers.cpu_share,
             f"p99_over_p50_{count}": percentile_ms(answers.seconds, 99)
             / percentile_ms(answers.seconds, 50),
-            "cpu_clients": answers.cpu_seconds / len(answers.seconds) * 1000,
+            f"clients_cpu_ms_{count}": answers.cpu_seconds / len(answers.seconds) * 1000,
         }
 
-    def _saturated(self, tensors: Sequence[PhotoTensors]) -> dict[str, float]:
+    def _saturated(self, tensors: Sequence[PhotoTensors]) -> dict[str, Any]:
         """As many clients as there are at most, then the networks alone on all cores.
 
         With the CPU time of each, which shows what keeps the share from being one.
         """
-        process = psutil.Process(self._service.process.pid)
-        parts = {"service": [process], "vectors": process.children(recursive=True)}
-        before = {part: _cpu_seconds(each) for part, each in parts.items()}
+        before = self._processors()
         answered = len(self._seconds.get(str(_MOST), ()))
         found = self._many_clients(_MOST)
         answered = len(self._seconds[str(_MOST)]) - answered
-        for part, each in parts.items():
-            found[f"cpu_{part}"] = (_cpu_seconds(each) - before[part]) / answered * 1000
-        begin, cpu = perf_counter(), process_time()
-        bare = photos_per_second(
+        parts = each_ms(before, self._processors(), answered)
+        bare = throughput(
             [self._networks],
             tensors,
-            threads=_BARE_THREADS,
+            threads=count_cores(),
             detector_batch=1,
             embedder_batch=None,
             seconds=_SECONDS * self._scale,
         )
-        photos = bare * (perf_counter() - begin)
         return found | {
-            "bare_photos_per_second": bare,
-            f"share_of_bare_{_MOST}": found[f"per_second_{_MOST}"] / bare,
-            "cpu_bare": (process_time() - cpu) / photos * 1000,
+            "bare_photos_per_second": bare.photos_per_second,
+            "bare_cpu_ms": bare.cpu_ms,
+            f"share_of_bare_{_MOST}": found[f"per_second_{_MOST}"] / bare.photos_per_second,
+            f"cpu_ms_{_MOST}": parts | {"clients": found[f"clients_cpu_ms_{_MOST}"]},
         }
+
+    def _processors(self) -> dict[str, float]:
+        return {**service_seconds(self._process), **self._servers()}
 
     def _during_load(self, folder: Path, quiet_p95_ms: float) -> dict[str, float]:
         answers, _ = self._clients.during_load(self._service.url, folder)
@@ -222,12 +245,6 @@ class _Searching:
 
     def _stages(self) -> dict[str, float]:
         return stage_seconds(self._service.get("/metrics").text)
-
-
-def _cpu_seconds(processes: Sequence[psutil.Process]) -> float:
-    """What processes have taken of all cores together."""
-    times = [process.cpu_times() for process in processes]
-    return sum(each.user + each.system for each in times)
 
 
 _RATIOS: Final = (

@@ -19,6 +19,7 @@ from scripts.load_test.apis import APIS
 from scripts.load_test.errors import LoadTestError
 from scripts.load_test.options import (
     DEFAULT_COLLECTION,
+    DEFAULT_LOAD,
     DEFAULT_PHOTOS,
     DEFAULT_TOP_K,
     DEFAULT_URL,
@@ -32,7 +33,7 @@ from scripts.load_test.users import Plan, ServiceUser
 
 
 def _add_options(parser: LocustArgumentParser) -> None:
-    parser.set_defaults(host=DEFAULT_URL, web_host="127.0.0.1")
+    parser.set_defaults(host=DEFAULT_URL, web_host="127.0.0.1", **DEFAULT_LOAD)
     add = partial(parser.add_argument, include_in_web_ui=False)  # they count from the start
     add("--photos", required=True, metavar="FOLDER", help="of the photos to send")
     add("--scenario", choices=list(SCENARIOS), default="search", help="what users do")

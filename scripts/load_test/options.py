@@ -17,6 +17,7 @@ from scripts.load_test.scenarios import SCENARIOS
 
 __all__ = [
     "DEFAULT_COLLECTION",
+    "DEFAULT_LOAD",
     "DEFAULT_PHOTOS",
     "DEFAULT_TOP_K",
     "DEFAULT_URL",
@@ -32,6 +33,8 @@ DEFAULT_URL: Final = "http://127.0.0.1:5010"
 DEFAULT_COLLECTION: Final = "load_test"
 DEFAULT_PHOTOS: Final = 200
 DEFAULT_TOP_K: Final = 10
+DEFAULT_LOAD: Final = {"num_users": 16, "spawn_rate": 10, "run_time": "60s"}
+"""As Locust calls it."""
 LOADING_SUFFIX: Final = "_loading"
 """Of the collection that a folder is loaded into while others search."""
 _MOST_USERS: Final = 512
@@ -80,11 +83,11 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     add("--url", default=DEFAULT_URL, help="of the service (default: %(default)s)")
     add("--api", choices=APIS, help="default: v1, where the scenario does not say otherwise")
     add(
-        "--users", type=_whole(1, _MOST_USERS), default=16, metavar="N",
+        "--users", type=_whole(1, _MOST_USERS), default=DEFAULT_LOAD["num_users"], metavar="N",
         help="who ask at once, each again as soon as it is answered (default: %(default)s)",
     )  # fmt: skip
     add(
-        "--spawn-rate", type=_number(0.1, 100), default=10, metavar="N",
+        "--spawn-rate", type=_number(0.1, 100), default=DEFAULT_LOAD["spawn_rate"], metavar="N",
         help="users that come a second; those of a step come at once (default: %(default)s)",
     )  # fmt: skip
     add("--seconds", type=_number(1, _MOST_SECONDS), default=60, metavar="T",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from backend.errors import InvalidInput, ServiceError
-from backend.files import read_photo_file
+from backend.files import EVERYWHERE
 from backend.scanning import scan_folder
 from scripts.load_test.errors import LoadTestError
 
@@ -58,7 +58,7 @@ def read_photos(folder: Path, at_most: int, *, most_bytes: int = MOST_BYTES) -> 
     """
     try:
         folder.stat()
-        scan = scan_folder(str(folder), start=Path.cwd())
+        scan = scan_folder(str(folder), start=Path.cwd(), within=EVERYWHERE)
     except OSError as error:
         raise LoadTestError(f"the folder {folder} cannot be read: {error.strerror}") from None
     except InvalidInput as error:
@@ -69,7 +69,7 @@ def read_photos(folder: Path, at_most: int, *, most_bytes: int = MOST_BYTES) -> 
         if len(photos) == at_most:
             break
         try:
-            data = read_photo_file(found.path, left)
+            data = EVERYWHERE.read_file(found.path, left)
         except (OSError, ServiceError) as error:
             reason = str(error)
             continue

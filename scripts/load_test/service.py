@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import requests
 
+from scripts.load_test.access import authorization
 from scripts.load_test.apis import Api, Call
 from scripts.load_test.errors import LoadTestError
 from scripts.load_test.photos import Photos
@@ -30,6 +31,7 @@ class Service:
         self._url = url
         self._session = requests.Session()
         self._session.trust_env = False  # a proxy of the environment's is none for loopback
+        self._session.headers.update(authorization())
 
     def ask(self, call: Call) -> Any:
         """The JSON of an answer; None where there is none, or what was asked for is missing.

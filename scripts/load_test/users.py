@@ -11,6 +11,7 @@ from locust import FastHttpUser, task
 from locust.contrib.fasthttp import FastResponse
 from locust.exception import StopTest
 
+from scripts.load_test.access import authorization
 from scripts.load_test.apis import Api, Call
 from scripts.load_test.figures import REFUSALS, Sample
 from scripts.load_test.photos import Photos
@@ -50,6 +51,7 @@ class ServiceUser(FastHttpUser):
             raise StopTest(
                 f"what was prepared is at {self.plan.url}: start Locust anew for another"
             )
+        self._authorization = authorization()
         self._visit = self.plan.scenario.visit(self.plan.api, self.plan.photos, Random())
         self._call = next(self._visit)
 
@@ -66,7 +68,7 @@ class ServiceUser(FastHttpUser):
             call.path,
             name=call.route,
             data=call.body,  # type: ignore[arg-type]  # it takes bytes, if not by its types
-            headers=dict(call.headers),
+            headers={**self._authorization, **call.headers},
             catch_response=True,
             allow_redirects=False,
             context={"call": call.name},

@@ -89,6 +89,7 @@ def test_the_command_prints_the_table_and_writes_the_report(
         (
             *(sys.executable, "-m", "benchmarks.quality"),
             *("--data", str(annotated), "--gallery", "4", "--json", str(path)),
+            *("--engine", "openvino-f32"),
         ),
         cwd=REPOSITORY,
         env={**os.environ, "TMPDIR": str(temporary)},
@@ -107,7 +108,9 @@ def test_the_command_prints_the_table_and_writes_the_report(
         "loading",
         "searching",
     ]
-    assert json.loads(path.read_text())["retrieval"]["gallery_photos"] == 4
+    report = json.loads(path.read_text())
+    assert report["retrieval"]["gallery_photos"] == 4
+    assert (report["engine"], "openvino" in report["versions"]) == ("openvino-f32", True)
     # Milvus Lite's own log stays, as it does of every service.
     assert not [found for found in temporary.iterdir() if found.name.startswith("tmp")]
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from backend.settings import Settings
+from scripts.supply.locks import IMAGES, read_lock
 from tests.deploy.compose_file import SERVICES
 from tests.deploy.dockerfile import context, exec_form, final_stage, instructions
 from tests.engines.process import free_port
@@ -78,11 +80,12 @@ def test_nothing_else_is_sent_to_docker(tmp_path: Path) -> None:
 
 @EACH_IMAGE
 def test_the_base_is_the_python_that_the_project_is_written_for(dockerfile: Path) -> None:
+    """By its whole version: what is built today and tomorrow begins with the same."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
-    version = project["requires-python"].removeprefix(">=")
-    for instruction in instructions(dockerfile):
-        if instruction.name == "FROM":
-            assert instruction.value.split()[0] == f"python:{version}-slim-bookworm"
+    version = re.escape(project["requires-python"].removeprefix(">="))
+    bases = [each.value.split()[0] for each in instructions(dockerfile) if each.name == "FROM"]
+    assert len({*bases}) == 1
+    assert re.fullmatch(rf"python:{version}\.\d+-slim-bookworm", bases[0])
 
 
 @EACH_IMAGE
@@ -99,18 +102,53 @@ def test_signals_reach_python(dockerfile: Path) -> None:
     assert exec_form(value(dockerfile, "CMD"))[:2] == ["python", "-m"]
 
 
-def test_the_exporters_pytorch_is_the_projects() -> None:
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
-    [torch] = [
-        name for name in project["optional-dependencies"]["export"] if name.startswith("torch")
+def pip_installs(dockerfile: Path) -> list[list[str]]:
+    """The arguments of each `pip install` of an image."""
+    found = []
+    for instruction in instructions(dockerfile):
+        if instruction.name == "RUN":
+            for command in re.split(r"&&|;", instruction.value):
+                words = shlex.split(command.replace("[ ", "").replace(" ]", ""))
+                if "pip" in words and "install" in words[words.index("pip") :]:
+                    found.append(words[words.index("install") + 1 :])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("dockerfile", "image"), [(BACKEND, "service"), (MODELS, "models")], ids=["backend", "models"]
+)
+def test_nothing_is_installed_but_what_the_lock_has_hashes_of(dockerfile: Path, image: str) -> None:
+    """And the project itself, from the sources that are copied, by tools of the lock."""
+    packages, ourselves = pip_installs(dockerfile)
+    assert IMAGES[image].dockerfile == dockerfile.relative_to(REPOSITORY)
+    assert {"--require-hashes", "--only-binary", ":all:"} <= {*packages}
+    assert packages[-2:] == ["--requirement", "requirements.lock"]
+    assert {"--no-deps", "--no-build-isolation", "--no-index"} <= {*ourselves}
+    assert ourselves[-1] == "."
+    [copied] = [
+        each.value.split()[0]
+        for each in instructions(dockerfile)
+        if each.name == "COPY" and "requirements.lock" in each.value
     ]
-    assert f"whl/cpu {torch} " in " ".join(each.value for each in instructions(MODELS))
+    assert copied == str(IMAGES[image].lock)
 
 
-def test_the_services_image_holds_no_pytorch_and_no_tests() -> None:
-    text = BACKEND.read_text("utf-8")
-    [extras] = re.findall(r"\[(.*?)\]", text.split("pip install")[1].splitlines()[0])
-    assert extras == "tracing"
+def test_only_the_exporter_asks_another_index_and_for_pytorch_without_cuda() -> None:
+    for dockerfile in (BACKEND, MODELS):
+        indexes = [word for words in pip_installs(dockerfile) for word in words if "://" in word]
+        assert indexes == (["https://download.pytorch.org/whl/cpu"] if dockerfile == MODELS else [])
+    [torch] = [
+        each for each in read_lock(REPOSITORY / IMAGES["models"].lock) if each.name == "torch"
+    ]
+    assert torch.version.local == "cpu"
+
+
+def test_the_services_image_holds_no_pytorch_no_installer_and_no_tests() -> None:
+    names = {each.name for each in read_lock(REPOSITORY / IMAGES["service"].lock)}
+    assert not names & {"torch", "onnx", "pip", "pytest"}
+    assert "opentelemetry-sdk" in names
+    assert any("venv --without-pip" in each.value for each in instructions(BACKEND))
+    assert any("pip uninstall --yes" in each.value for each in final_stage(BACKEND))
     copied = [each.value.split() for each in final_stage(BACKEND) if each.name == "COPY"]
     assert [words[-2:] for words in copied] == [
         ["/opt/venv", "/opt/venv"],

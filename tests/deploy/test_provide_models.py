@@ -1,5 +1,6 @@
 """The models in use get into the shared repository once, and stay."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -8,8 +9,13 @@ from pathlib import Path
 import pytest
 
 from backend.serving.models import default_pair
-from scripts.deploy.provide_models import SHIPPED, main
+from scripts.deploy.provide_models import FAILED, SHIPPED, main
+from scripts.export_models.contract import embedder_spec
+from scripts.export_models.repository import CONFIG_FILES, MODEL_FILE
+from scripts.export_models.triton_config import Placement, config_text
 from tests.service import REPOSITORY, SMALL_PAIR
+
+SPEC = embedder_spec(size=160, dimension=512)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -42,9 +48,18 @@ def options(folder: Path) -> list[str]:
     return ["--repository", str(folder / "models"), "--downloads", str(folder / "weights")]
 
 
-def write_model(repository: Path, name: str) -> None:
-    (repository / name / "1").mkdir(parents=True)
-    (repository / name / "1" / "model.onnx").write_bytes(b"exported")
+def write_model(repository: Path, name: str, content: bytes = b"exported") -> Path:
+    """A model with the configurations that an exporter writes for `exported`; its folder."""
+    folder = repository / name
+    sha256 = hashlib.sha256(b"exported").hexdigest()
+    for placement, file in CONFIG_FILES.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(
+            config_text(name, SPEC, placement, source_sha256="0" * 64, model_sha256=sha256), "utf-8"
+        )
+    (folder / MODEL_FILE).parent.mkdir()
+    (folder / MODEL_FILE).write_bytes(content)
+    return folder
 
 
 @pytest.mark.usefixtures("pair")
@@ -95,6 +110,37 @@ def test_only_what_is_missing_is_exported(tmp_path: Path, monkeypatch: pytest.Mo
     assert main(options(tmp_path), export=export) == 1, "its exit code is passed on"
     mirror = ["--mirror", "https://files.example/models"]
     assert commands == [["resnet50", *options(tmp_path), *mirror]]
+
+
+@pytest.mark.usefixtures("full_pair")
+def test_an_exported_model_that_was_changed_is_not_provided(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The container fails, and Triton, which waits for it, is not started."""
+    write_model(tmp_path / "models", "yolov3")
+    write_model(tmp_path / "models", "resnet50", b"exchanged")
+    assert main(options(tmp_path), export=exporter_unused) == FAILED
+    errors = capsys.readouterr().err
+    assert errors.count("resnet50/1/model.onnx is not the ONNX file") == len(CONFIG_FILES)
+    assert "remove" in errors
+    assert "yolov3" not in errors
+
+
+@pytest.mark.usefixtures("full_pair")
+@pytest.mark.parametrize("placement", Placement)
+def test_a_configuration_that_states_another_file_or_none_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], placement: Placement
+) -> None:
+    sums = {"yolov3": "f" * 64, "resnet50": None}
+    for name, sha256 in sums.items():
+        folder = write_model(tmp_path / "models", name)
+        text = config_text(name, SPEC, placement, source_sha256="0" * 64, model_sha256=sha256)
+        (folder / CONFIG_FILES[placement]).write_text(text, "utf-8")
+    assert main(options(tmp_path), export=exporter_unused) == FAILED
+    first, second = capsys.readouterr().err.splitlines()
+    assert "yolov3" in first
+    assert f"not {'f' * 64}" in first
+    assert f"resnet50/{CONFIG_FILES[placement]} does not say which ONNX file" in second
 
 
 def test_the_exporter_takes_what_it_is_given(

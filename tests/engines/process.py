@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import random
 import shutil
 import signal
 import socket
@@ -9,14 +10,16 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-__all__ = ["EngineProcess", "free_port", "missing_engine"]
+__all__ = ["EngineProcess", "free_port", "lasting_port", "missing_engine"]
 
 _STOP_SECONDS = 10
+_LOWEST_PORT = 10_000
 _PR_SET_PDEATHSIG = 1
 
 
@@ -35,6 +38,22 @@ def free_port() -> int:
         return port
 
 
+def lasting_port() -> int:
+    """A free port of loopback that stays free while the server that has it is away.
+
+    No connection that somebody opens gets its number, where the system draws those from higher
+    ones, as Linux does unless it is told otherwise.
+    """
+    others = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text("ascii")
+    lowest = int(others.split()[0])
+    while lowest > _LOWEST_PORT:
+        port = random.SystemRandom().randrange(_LOWEST_PORT, lowest)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    return free_port()
+
+
 class EngineProcess(ABC):
     """One server with a folder of its own. Its address and its data stay over restarts."""
 
@@ -50,6 +69,11 @@ class EngineProcess(ABC):
     @abstractmethod
     def is_ready(self) -> bool:
         """Whether the server answers."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has been started and has not ended."""
+        return self.process is not None and self.process.poll() is None
 
     def environment(self) -> Mapping[str, str]:
         """What the server's environment has besides this process's."""
@@ -83,11 +107,11 @@ class EngineProcess(ABC):
             if self.is_ready():
                 return
             if self.process is not None and self.process.poll() is not None:
-                assert not has_ended, f"it ended twice:\n{self._log_tail()}"
+                assert not has_ended, f"it ended twice:\n{self.log_tail()}"
                 has_ended = True
                 self.start(wait_seconds=0)
             time.sleep(0.05)
-        raise AssertionError(f"it was not ready in {seconds} s:\n{self._log_tail()}")
+        raise AssertionError(f"it was not ready in {seconds} s:\n{self.log_tail()}")
 
     def stop(self) -> None:
         """Ends the server with SIGTERM, and with SIGKILL where that takes too long."""
@@ -128,7 +152,8 @@ class EngineProcess(ABC):
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _log_tail(self) -> str:
+    def log_tail(self) -> str:
+        """The end of what the server has logged."""
         return self.log.read_text("utf-8", "replace")[-4000:]
 
 

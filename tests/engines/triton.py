@@ -1,6 +1,6 @@
 """Triton as a process, with a stand-in for its onnxruntime backend.
 
-The wheel `nvidia-pytriton` carries the server and its Python backend. `onnxruntime/model.py`,
+The wheel `nvidia-pytriton` carries the server and its Python backend. What is in `onnxruntime/`,
 written for that, goes by the name of the backend that the wheel lacks, so that the model repository
 is served as it is for production.
 """
@@ -30,7 +30,7 @@ _PACKAGE: Final = Path(sys.prefix) / "engines" / "triton"
 _HOME: Final = _PACKAGE / "pytriton" / "tritonserver"
 _PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
 _STUB: Final = "triton_python_backend_stub"
-_STAND_IN: Final = Path(__file__).parent / "onnxruntime" / "model.py"
+_STAND_IN: Final = Path(__file__).parent / "onnxruntime"
 _SHARED_MEMORY: Final = Path("/dev/shm")
 
 
@@ -45,6 +45,7 @@ class TritonProcess(EngineProcess):
         models: Sequence[str] = tuple(SMALL_PAIR.values()),
         control_mode: str = "explicit",
         certificate: tuple[Path, Path] | None = None,
+        on_gpu: bool = False,
     ) -> None:
         """A server that is not started yet.
 
@@ -55,6 +56,8 @@ class TritonProcess(EngineProcess):
             control_mode: explicit, poll, or none, with which all models are loaded.
             certificate: PEM files of a certificate and its key; it then speaks TLS, and the
                 certificate must be its own authority's.
+            on_gpu: whether models are loaded as their config.pbtxt says, which is for a GPU, with
+                an ONNX Runtime that has CUDA; otherwise as in configs/cpu.pbtxt.
         """
         _check_installation()
         super().__init__(folder)
@@ -64,6 +67,7 @@ class TritonProcess(EngineProcess):
         self._models = models
         self._control_mode = control_mode
         self._certificate = certificate
+        self._on_gpu = on_gpu
 
     def command(self) -> list[str]:
         """See `EngineProcess.command`."""
@@ -72,7 +76,7 @@ class TritonProcess(EngineProcess):
             str(_HOME / "bin" / "tritonserver"),
             f"--backend-directory={self.folder / 'backends'}",
             f"--model-repository={self.repository}",
-            "--model-config-name=cpu",
+            *(() if self._on_gpu else ("--model-config-name=cpu",)),
             f"--model-control-mode={self._control_mode}",
             "--disable-auto-complete-config",
             "--grpc-address=127.0.0.1",
@@ -94,7 +98,9 @@ class TritonProcess(EngineProcess):
 
     def environment(self) -> Mapping[str, str]:
         """See `EngineProcess.environment`."""
-        libraries = (str(_PACKAGE / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR"))
+        libraries = [str(_PACKAGE / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR")]
+        if inherited := os.environ.get("LD_LIBRARY_PATH"):
+            libraries.append(inherited)
         return {
             "LD_LIBRARY_PATH": os.pathsep.join(libraries),
             # The models' processes take their packages from the Python that is found first.
@@ -109,6 +115,12 @@ class TritonProcess(EngineProcess):
                 return bool(calls.ServerReady(pb.ServerReadyRequest(), timeout=1).ready)
             except grpc.RpcError:
                 return False
+
+    def version(self) -> str:
+        """The server's."""
+        with self._channel() as channel:
+            calls = GRPCInferenceServiceStub(channel)
+            return str(calls.ServerMetadata(pb.ServerMetadataRequest(), timeout=10).version)
 
     def executions(self, model: str) -> tuple[int, int]:
         """How many rows a model has answered since it was loaded, and in how many batches."""
@@ -187,7 +199,8 @@ class TritonProcess(EngineProcess):
                 shutil.copy(file, python)
         shutil.copy(_HOME / "python_backend_stubs" / _PYTHON / _STUB, python)
         onnx.mkdir()
-        shutil.copy(_STAND_IN, onnx)
+        for file in _STAND_IN.glob("*.py"):
+            shutil.copy(file, onnx)
 
 
 def _check_installation() -> None:

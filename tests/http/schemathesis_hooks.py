@@ -22,6 +22,7 @@ _FOLDER = os.environ.get("SCHEMATHESIS_FOLDER", "")
 _SOURCES = ("query", "image_id", "object_id")
 
 schemathesis.openapi.format("binary", strategies.sampled_from(_PHOTOS))
+schemathesis.openapi.media_type("application/x-tar", strategies.binary(max_size=4096))
 
 
 @schemathesis.hook

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import psutil
-
 from tests.photos import draw_photo, encode
 from tests.service import Service
 
@@ -29,7 +27,7 @@ def test_a_service_that_works_is_alive_and_ready(empty_service: Service) -> None
 def test_an_engine_that_hangs_is_named_with_when_to_ask_again(service: Service) -> None:
     answer = service.post("/img/upload", files={"image": ("a.jpg", encode(draw_photo(1)))})
     assert answer.status_code == 200
-    [engine] = psutil.Process(service.process.pid).children()
+    engine = service.milvus_lite
     engine.suspend()
     try:
         answer = service.get("/readyz")

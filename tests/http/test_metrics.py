@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -121,7 +120,7 @@ def test_an_engine_that_fails_is_counted_and_a_load_that_waits_is_shown(
     read = figures(service)
     for engine in ("ONNX Runtime", "Milvus Lite", "SQLite"):
         assert read[PREFIX + "engine_errors_total", frozenset({("engine", engine)})] == 0
-    [milvus_lite] = psutil.Process(service.process.pid).children()
+    milvus_lite = service.milvus_lite
     milvus_lite.suspend()
     try:
         assert service.search(encode(draw_photo(1))).status_code == 503

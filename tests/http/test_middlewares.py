@@ -1,4 +1,4 @@
-"""What every request passes: its id, errors as JSON, and pages of other origins."""
+"""What every request passes: its id, and errors as JSON."""
 
 import logging
 import re
@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from aiohttp import web
 from aiohttp.pytest_plugin import AiohttpClient
@@ -21,7 +20,6 @@ from backend.settings import Settings
 from tests.photos import draw_photo, encode, write_photos
 from tests.service import Service
 
-ORIGIN = "http://client.example:8080"
 SERVICE_ERRORS = [
     errors.InvalidInput,
     errors.InvalidImage,
@@ -72,14 +70,12 @@ async def client(aiohttp_client: AiohttpClient) -> Client:
             middlewares.identify_requests,
             middlewares.log_requests,
             middlewares.answer_errors,
-            middlewares.answer_preflights,
         ],
         client_max_size=1000,
     )
     app[METRICS] = Metrics()
     app[SETTINGS] = Settings.load()
     app.on_response_prepare.append(middlewares.tell_request_id)
-    app.on_response_prepare.append(middlewares.allow_other_origins)
     app.router.add_get("/good", _good)
     app.router.add_post("/good", _good)
     app.router.add_get("/broken", _broken)
@@ -215,10 +211,12 @@ async def test_an_id_that_a_log_cannot_bear_is_replaced(client: Client, given: s
 
 
 def _lines(service: Service, request_id: str) -> list[str]:
-    """The events that are logged with a request's id."""
+    """The events that are logged with a request's id; on a busy machine some requests are slow."""
     marked = re.compile(rf"event=(\S+) .*\brequest={request_id}(?: |$)")
     return [
-        found[1] for line in service.log.read_text().splitlines() if (found := marked.search(line))
+        found[1].removesuffix(".slow")
+        for line in service.log.read_text().splitlines()
+        if (found := marked.search(line))
     ]
 
 
@@ -246,10 +244,10 @@ def test_a_load_does_not_bear_the_id_of_the_request_that_started_it(
 def test_an_outage_does_not_bear_the_id_of_the_request_that_it_began_with(
     start_service: Callable[..., Service],
 ) -> None:
-    service = start_service("--request-timeout", "1", "--engine-timeout", "1")
+    service = start_service("--request-timeout", "3", "--engine-timeout", "3")
     photo = {"image": ("a.jpg", encode(draw_photo(1)))}
     assert service.post("/img/upload", files=photo).ok
-    [milvus_lite] = psutil.Process(service.process.pid).children()
+    milvus_lite = service.milvus_lite
     milvus_lite.suspend()
     try:
         photo = {"image": ("b.jpg", encode(draw_photo(2)))}
@@ -287,12 +285,13 @@ def test_a_request_that_is_slow_is_a_warning_that_says_where_the_time_went(
     assert set(slow) == {"/img/search", "/img/upload", "/healthz"}
     analysis = ["decode", "detect", "cut", "embed"]
     assert list(slow["/img/search"]) == ["", *analysis, "search", "lookup"]
-    assert list(slow["/img/upload"]) == ["", *analysis, "write"]
+    assert list(slow["/img/upload"]) == ["", *analysis, "write", "turn"]
     assert list(slow["/healthz"]) == [""]
     for times in slow.values():
         total = times.pop("")
         # A search looks its collection up while the photo is analysed.
         alongside = times.pop("lookup", 0.0)
+        assert times.pop("turn", 0.0) <= times.get("write", 0.0) + 0.1  # which is a part of it
         # Each figure is rounded to a tenth.
         assert alongside <= total + 0.1
         assert sum(times.values()) <= total + 0.1 * len(times)
@@ -305,60 +304,3 @@ def test_a_request_that_is_not_slow_is_no_warning(
     assert service.count() == 0
     assert re.search(r"level=info event=request .*path=/img/count", service.log.read_text())
     assert "request.slow" not in service.log.read_text()
-
-
-# Other origins
-
-
-@pytest.mark.parametrize(
-    ("path", "status"),
-    [("/good", 200), ("/missing", 404), ("/broken", 500), ("/error/TooLarge", 413)],
-)
-async def test_a_page_of_another_origin_may_read_every_answer(
-    client: Client, path: str, status: int
-) -> None:
-    async with client.get(path, headers={"Origin": ORIGIN}) as answer:
-        assert answer.status == status
-        assert answer.headers["Access-Control-Allow-Origin"] == "*"
-        # "*" and credentials exclude each other, and there are none.
-        assert "Access-Control-Allow-Credentials" not in answer.headers
-
-
-@pytest.mark.parametrize("path", ["/good", "/missing"])
-async def test_an_answer_that_a_cache_may_give_to_others_says_the_same_without_an_origin(
-    client: Client, path: str
-) -> None:
-    async with client.get(path) as answer:
-        assert answer.headers["Access-Control-Allow-Origin"] == "*"
-
-
-async def test_a_preflight_is_answered_with_what_may_be_called(client: Client) -> None:
-    headers = {
-        "Origin": ORIGIN,
-        "Access-Control-Request-Method": "POST",
-        "Access-Control-Request-Headers": "content-type, x-requested-with",
-    }
-    async with client.options("/good", headers=headers) as answer:
-        assert answer.status == 204
-        assert await answer.read() == b""
-        methods = answer.headers["Access-Control-Allow-Methods"]
-        assert {method.strip() for method in methods.split(",")} == {"GET", "HEAD", "POST"}
-        assert answer.headers["Access-Control-Allow-Headers"] == "content-type, x-requested-with"
-        assert answer.headers["Access-Control-Allow-Origin"] == "*"
-        assert int(answer.headers["Access-Control-Max-Age"]) > 0
-
-
-async def test_a_preflight_that_names_no_headers_allows_a_content_type(client: Client) -> None:
-    headers = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
-    async with client.options("/good", headers=headers) as answer:
-        assert answer.headers["Access-Control-Allow-Headers"] == "Content-Type"
-
-
-@pytest.mark.parametrize(
-    "headers", [{}, {"Origin": ORIGIN}, {"Access-Control-Request-Method": "POST"}]
-)
-async def test_options_that_are_no_preflight_are_an_unknown_method(
-    client: Client, headers: dict[str, str]
-) -> None:
-    async with client.options("/good", headers=headers) as answer:
-        assert answer.status == 405

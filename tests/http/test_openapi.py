@@ -21,7 +21,7 @@ TYPES = {"string", "number", "integer", "boolean", "array", "object", "null"}
 @pytest.fixture
 def document() -> dict[str, Any]:
     """The document as a client gets it: through JSON."""
-    made = openapi_document(compat.OPERATIONS, title="A title", version="1.2.3")
+    made = openapi_document(compat.OPERATIONS, title="A title", version="1.2.3", demands_keys=True)
     through_json: dict[str, Any] = json.loads(json.dumps(made))
     return through_json
 
@@ -89,7 +89,7 @@ def test_every_error_is_documented_with_the_body_that_errors_have(
     seen = set()
     for _, _, operation in _operations(document):
         for status, response in operation["responses"].items():
-            if status != "200":
+            if int(status) >= 400:
                 seen.add(int(status))
                 schema = response["content"]["application/json"]["schema"]
                 assert schema == {"$ref": "#/components/schemas/ErrorBody"}
@@ -115,7 +115,7 @@ def test_every_parameter_is_whole_and_named_once(document: dict[str, Any]) -> No
 
 
 def test_every_schema_has_a_type_that_json_schema_knows(document: dict[str, Any]) -> None:
-    for node in _nodes(document):
+    for node in _nodes([document["paths"], document["components"]["schemas"]]):
         if isinstance(node.get("type"), str):
             assert node["type"] in TYPES
         if "required" in node and "properties" in node:

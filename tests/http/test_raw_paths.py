@@ -197,6 +197,12 @@ def test_a_hostile_query_has_a_bounded_number_of_readings(hostile: str) -> None:
     assert len(_sent(hostile)) <= 258
 
 
+def test_what_is_longer_than_any_path_is_read_once() -> None:
+    longest = "%20" * 4096
+    assert len(_sent(longest)) == 2**8
+    assert _sent(longest + "a") == [" " * 4096 + "a"]
+
+
 def test_the_name_of_the_parameter_is_no_pattern() -> None:
     assert paths_meant("imageXpath=/a.jpg", "image.path") == []
     assert paths_meant("image.path=/a.jpg", "image.path") == ["/a.jpg"]

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwr
 
 from tests.engines.process import missing_engine
 from tests.photos import draw_photo, encode, write_photos
-from tests.service import REPOSITORY, Service, start
+from tests.service import FETCHES_FROM_HERE, REPOSITORY, Service, start
 
 PHOTOS = 36
 BROKEN = 2
@@ -80,7 +80,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(encode(draw_photo(seed, width=48 + seed % 48, height=48)))
 
-    service = start(folder, ("--model-repository", str(repository)), folder / "data")
+    flags = ("--model-repository", str(repository), *FETCHES_FROM_HERE)
+    service = start(folder, flags, folder / "data")
     try:
         site = Site(service, folder)
         site.load(folder / "photos")
@@ -136,7 +137,9 @@ def open_page(browser: Browser, site: Site) -> Iterator[OpenPage]:
             ),
         )
 
-    def open_path(path: str = "/", base: str = site.url, **options: Any) -> Page:
+    def open_path(
+        path: str = "/", base: str = site.url, *, wait: bool = True, **options: Any
+    ) -> Page:
         context = browser.new_context(
             **{"viewport": DESKTOP, "reduced_motion": "reduce", **options}
         )
@@ -145,7 +148,8 @@ def open_page(browser: Browser, site: Site) -> Iterator[OpenPage]:
         page = context.new_page()
         watch(page, base)
         page.goto(base + path)
-        page.wait_for_selector("main h1:visible, main [role=alert]:visible")
+        if wait:
+            page.wait_for_selector("main h1:visible, main [role=alert]:visible")
         return page
 
     yield open_path

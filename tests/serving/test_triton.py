@@ -1,7 +1,6 @@
 """Models that Triton runs. The server is a real one."""
 
 import asyncio
-import hashlib
 import ipaddress
 import shutil
 import time
@@ -34,11 +33,11 @@ CROPS: Port = ("crops", "UINT8", (2, 2, 3))
 EMBEDDINGS: Port = ("embeddings", "FP32", (12,))
 
 
-def put_model(repository: Path, name: str, content: bytes, *ports: Port, said: str = "") -> None:
-    """Puts a model into a repository, with the parameter that says which ONNX file it is."""
-    parameters = {"sha256": said or hashlib.sha256(content).hexdigest()}
-    config = config_text(name, ports[:1], ports[1:], parameters=parameters)
-    write_model(repository, name, content, config)
+def put_model(
+    repository: Path, name: str, content: bytes, *ports: Port, said: str | None = None
+) -> None:
+    """Puts a model into a repository; `said` as for `write_model`."""
+    write_model(repository, name, content, config_text(name, ports[:1], ports[1:]), said=said)
 
 
 def pixels(model: TritonModel, count: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -197,7 +196,7 @@ async def test_a_model_that_triton_cannot_load_is_refused_with_its_reason(
 async def test_a_model_that_does_not_say_which_file_it_is_is_refused(
     connect: Callable[..., TritonServer], tiny: TritonProcess
 ) -> None:
-    write_model(tiny.repository, "old", adding_model(), config_text("old", [CROPS], [EMBEDDINGS]))
+    put_model(tiny.repository, "old", adding_model(), CROPS, EMBEDDINGS, said="")
     with pytest.raises(ConfigurationError, match=r"'old'.*no parameter 'sha256'.*export_models"):
         await connect(tiny.address).load("old")
 

@@ -1,10 +1,12 @@
 """ONNX models of a few nodes, and the config.pbtxt that belongs beside them."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 Port = tuple[str, str, Sequence[int]]
 """Name, type and dims, the batch left out."""
@@ -45,7 +47,7 @@ def adding_model(side: int = 2, added: float = 1.0, batch: int | str = "batch") 
         [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, [batch, length])],
         [
             helper.make_tensor("shape", TensorProto.INT64, [2], [-1, length]),
-            helper.make_tensor("added", TensorProto.FLOAT, [1], [added]),
+            numpy_helper.from_array(np.array([added], np.float32), "added"),
         ],
     )
     return _serialize(graph)
@@ -64,13 +66,18 @@ def constant_model() -> bytes:
 
 
 def passing_model(inputs: Sequence[Port], outputs: Sequence[Port]) -> bytes:
-    """A model with these inputs and outputs; every output is zeros."""
-    nodes, values = [], []
+    """A model with these inputs and outputs; every output is [1, …], and zeros."""
+    # Made of the first input: runtimes leave out what nothing is made of.
+    nodes = [
+        helper.make_node("Cast", [inputs[0][0]], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMin", ["floats"], ["least"], keepdims=0),
+        helper.make_node("Mul", ["least", "zero"], ["nothing"]),
+    ]
+    values = [helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0])]
     for name, dtype, dims in outputs:
-        element = _ELEMENTS[dtype]
-        values.append(helper.make_tensor(f"{name}_zero", element, [1] * (len(dims) + 1), [0]))
         sizes = [1, *dims]
         values.append(helper.make_tensor(f"{name}_shape", TensorProto.INT64, [len(sizes)], sizes))
+        nodes.append(helper.make_node("Cast", ["nothing"], [f"{name}_zero"], to=_ELEMENTS[dtype]))
         nodes.append(helper.make_node("Expand", [f"{name}_zero", f"{name}_shape"], [name]))
     graph = helper.make_graph(
         nodes,
@@ -88,11 +95,20 @@ def passing_model(inputs: Sequence[Port], outputs: Sequence[Port]) -> bytes:
     return _serialize(graph)
 
 
-def write_model(repository: Path, name: str, content: bytes, config: str) -> Path:
-    """Puts a model into a repository; returns its folder."""
+def write_model(
+    repository: Path, name: str, content: bytes, config: str, *, said: str | None = None
+) -> Path:
+    """Puts a model into a repository; returns its folder.
+
+    Its configuration says which ONNX file it belongs to: the one of the SHA-256 `said`, without it
+    that of the content; with an empty one it says nothing.
+    """
     folder = repository / name
     (folder / "1").mkdir(parents=True)
     (folder / "1" / "model.onnx").write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest() if said is None else said
+    if sha256:
+        config += f'parameters {{ key: "sha256" value {{ string_value: "{sha256}" }} }}\n'
     (folder / "config.pbtxt").write_text(config, "utf-8")
     return folder
 

@@ -236,6 +236,48 @@ async def test_labels_are_counted_most_frequent_first_in_indexed_photos_alone(
     assert await catalog.label_counts(collection.id) == [("cat", 2), ("dog", 2), ("ant", 1)]
 
 
+async def _begin_import(catalog: Catalog, store: str) -> Collection:
+    return await catalog.begin_import(
+        store, embedder="tiny", embedder_sha256="ab" * 32, dim=8, metric="L2"
+    )
+
+
+async def test_an_import_is_not_seen_before_it_has_its_name(catalog: Catalog) -> None:
+    begun = await _begin_import(catalog, store := new_store("photos"))
+    assert (begun.state, begun.store) == ("importing", store)
+    assert await _begin_import(catalog, store) == begun  # its answer was lost
+    assert await catalog.collection("photos") is None
+    assert await catalog.collection_in_any_state("photos") is None
+    assert await catalog.collections_with_counts() == []
+    for _ in range(2):  # again, its answer lost
+        assert await catalog.finish_import(begun, "photos", replace=False)
+        assert await catalog.collection("photos") == replace(begun, name="photos", state="ready")
+
+
+async def test_an_import_takes_a_name_that_is_taken_only_where_it_may(catalog: Catalog) -> None:
+    there = await ensure(catalog)
+    begun = await _begin_import(catalog, new_store("photos"))
+    assert not await catalog.finish_import(begun, "photos", replace=False)
+    assert await catalog.collection("photos") == there
+    assert await catalog.finish_import(begun, "photos", replace=True)
+    now = await catalog.collection("photos")
+    assert now is not None
+    assert now.id == begun.id
+    [before] = await catalog.collections("deleting")
+    assert before.id == there.id
+    await catalog.finish_drop(before.id)
+    assert [each.collection for each in await catalog.collections_with_counts()] == [now]
+
+
+async def test_an_import_that_was_undone_gets_no_name(catalog: Catalog) -> None:
+    begun = await _begin_import(catalog, new_store("photos"))
+    await catalog.begin_drop(begun.id)
+    assert not await catalog.finish_import(begun, "photos", replace=True)
+    await catalog.finish_drop(begun.id)
+    assert not await catalog.finish_import(begun, "photos", replace=True)
+    assert await catalog.collection_in_any_state("photos") is None
+
+
 # Photos: adding
 
 
@@ -334,7 +376,7 @@ async def test_perceptual_hashes_are_kept_to_the_bit(catalog: Catalog) -> None:
 async def test_hashes_are_those_of_a_collection_s_indexed_photos_in_pages_of_any_size(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backend.storage.catalog._IDS_PER_PAGE", 3)
+    monkeypatch.setattr("backend.storage.catalog._HASHES_PER_PAGE", 3)
     collection, other = await ensure(catalog), await ensure(catalog, "other")
     ids = await index(catalog, collection, [f"/{number}" for number in range(8)], [CAT])
     await index(catalog, other, ["/0"], [CAT])

@@ -14,6 +14,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from backend.errors import ConfigurationError
+from backend.keys import make_key
 from backend.storage import migrations
 from backend.storage.catalog import Catalog, KeptAnswer, PhotoHashes, path_key
 from backend.storage.databases import MySQLDatabase
@@ -131,6 +132,8 @@ async def _is_usable(catalog: Catalog) -> None:
     )
     answer = KeptAnswer("key", "ab" * 32, 200, {}, "2024")
     assert await catalog.keep_answer(answer) == answer
+    key, _ = await make_key(catalog.keys, ["read"], collections=["new"])
+    assert await catalog.keys.all() == [key]
 
 
 async def test_the_tables_that_the_revisions_make_are_those_of_the_code(
@@ -193,7 +196,7 @@ async def test_a_catalog_of_a_newer_version_is_refused_and_left_as_it_is(
 
     await catalog._database.write(stamp)
     await catalog.close()
-    with pytest.raises(ConfigurationError, match=r"newer version .* 9999, .* 0004"):
+    with pytest.raises(ConfigurationError, match=r"newer version .* 9999, .* 0006"):
         await open_catalog()
 
 

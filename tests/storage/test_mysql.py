@@ -472,6 +472,25 @@ async def test_one_process_at_a_time_writes_alone(options: MySQLOptions) -> None
         await asyncio.gather(*(enter(catalog) for _ in range(4) for catalog in (one, two)))
 
 
+async def test_others_know_what_a_process_is_at_work_on(
+    options: MySQLOptions, mysql_server: MariaDBProcess
+) -> None:
+    async with _opened(replace(options, pool_size=2)) as one, _opened(options) as two:
+        async with one.holding("import123456789abc") as held, one.exclusive():
+            assert held is not None
+            await held()
+            await one.ping()  # the pool has all of its connections still
+            async with two.holding("import123456789abc") as other:
+                assert other is None
+            async with two.holding("import999999999999") as other:
+                assert other is not None
+        async with two.holding("import123456789abc") as other:
+            assert other is not None
+            await asyncio.to_thread(mysql_server.drop_connections, options.database)
+            with pytest.raises(EngineUnavailable):
+                await other()
+
+
 async def test_whoever_is_kept_out_is_told_in_time(options: MySQLOptions) -> None:
     async with _opened(options) as one, _opened(options) as two:
         async with one.exclusive():
@@ -517,7 +536,8 @@ async def test_whoever_loses_the_connection_keeps_nobody_out(
 async def test_whether_a_lock_is_held_is_not_waited_for_longer_than_it_may_take(
     server: MariaDBProcess,
 ) -> None:
-    async with _opened(_own(server), timeout=1) as catalog:
+    async with _opened(_own(server)) as catalog:
+        catalog._database.timeout = 1  # to make its tables may take longer
         async with catalog.exclusive() as ensure_held:
             server.freeze()
             with _at_most(3), pytest.raises(EngineUnavailable, match="MYSQL_HOST"):

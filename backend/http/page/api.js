@@ -90,6 +90,21 @@
 
 const BASE = new URL("../api/v1/", import.meta.url);
 
+/** @type {string | null} the API key */
+let key = null;
+/** Asks for a key that the service takes. */
+let askForKey = async () => {};
+
+/**
+ * Has requests bear a key.
+ * @param {string | null} given null: none
+ * @param {() => Promise<void>} ask for another, when the service takes no request without
+ */
+export function useKey(given, ask) {
+  key = given;
+  askForKey = ask;
+}
+
 /** An answer that is no success, or none at all; `message` is a sentence for people. */
 export class ApiError extends Error {
   /**
@@ -160,20 +175,44 @@ export function apiUrl(path, query = {}) {
 }
 
 /**
+ * Calls, and once more with another key where the service wants one.
  * @param {string} method
  * @param {string} path
- * @param {{query?: Query, json?: unknown, form?: FormData, signal?: AbortSignal,
- *   headers?: Record<string, string>}} [options]
+ * @param {Options} [options]
  * @returns {Promise<any>} the answer's JSON; null where it has none
  */
-async function call(method, path, { query, json, form, signal, headers = {} } = {}) {
+async function call(method, path, options = {}) {
+  try {
+    return await callOnce(method, path, options);
+  } catch (error) {
+    if (!(error instanceof ApiError) || error.status !== 401) throw error;
+    await askForKey();
+    return callOnce(method, path, options);
+  }
+}
+
+/**
+ * @typedef {{query?: Query, json?: unknown, form?: FormData, signal?: AbortSignal,
+ *   headers?: Record<string, string>}} Options
+ */
+/**
+ * @param {string} method
+ * @param {string} path
+ * @param {Options} options
+ * @returns {Promise<any>} the answer's JSON; null where it has none
+ */
+async function callOnce(method, path, { query, json, form, signal, headers = {} }) {
   let response;
   try {
     response = await fetch(apiUrl(path, query), {
       method,
       signal,
       body: form ?? (json === undefined ? undefined : JSON.stringify(json)),
-      headers: json === undefined ? headers : { "Content-Type": "application/json", ...headers },
+      headers: {
+        ...(json === undefined ? {} : { "Content-Type": "application/json" }),
+        ...(key === null ? {} : { "X-API-Key": key }),
+        ...headers,
+      },
     });
     if (response.status === 204) return null;
     const body = response.headers.get("Content-Type")?.includes("json")
@@ -224,6 +263,11 @@ function asForm(files) {
 
 /** Every request that the page makes. */
 export const api = {
+  /** @returns {Promise<{seconds: number}>} for which images are shown */
+  beginSession: () => callOnce("POST", "session", {}),
+
+  endSession: () => callOnce("DELETE", "session", {}),
+
   /** @returns {Promise<Info>} */
   info: () => call("GET", "info"),
 

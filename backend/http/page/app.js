@@ -1,5 +1,6 @@
 /** Puts the page together: views, the header, and what they share. */
 
+import { Access } from "./access.js";
 import { api } from "./api.js";
 import { setUpAppearance } from "./appearance.js";
 import { CollectionsView } from "./collections.js";
@@ -48,6 +49,7 @@ export class App {
       collections: new CollectionsView(this),
     };
     this.viewer = new Viewer(this, () => this.#grid);
+    this.access = new Access(byId("key"));
     setUpAppearance(byId("theme"));
     this.picker.addEventListener("change", () => {
       const collection = this.picker.value;
@@ -70,6 +72,7 @@ export class App {
 
   async start() {
     try {
+      await this.access.start();
       this.info = await api.info();
     } catch (error) {
       fill(

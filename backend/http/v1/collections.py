@@ -1,11 +1,15 @@
 """`/api/v1/collections` and `/api/v1/info`."""
 
+import asyncio
 import importlib.metadata
+from collections.abc import Sequence
 from typing import Final
 
 from aiohttp import hdrs, web
 
+from backend.duplicates import FoundGroup
 from backend.errors import NotFound
+from backend.http.access import check_reaches, default_collection, reaches
 from backend.http.openapi import Operation, Parameter
 from backend.http.services import SETTINGS, Services, in_time, services
 from backend.http.v1.presenting import answer, image_summary
@@ -38,7 +42,9 @@ async def list_collections(request: web.Request) -> web.Response:
         here = services(request)
         counted = await here.catalog.collections_with_counts()
     items = [
-        _summary(here, each.collection, images=each.indexed, failed=each.failed) for each in counted
+        _summary(here, each.collection, images=each.indexed, failed=each.failed)
+        for each in counted
+        if reaches(request, each.collection.name)
     ]
     return answer(CollectionList(items=sorted(items, key=lambda each: each.name)))
 
@@ -46,6 +52,7 @@ async def list_collections(request: web.Request) -> web.Response:
 async def make_collection(request: web.Request) -> web.Response:
     """Makes a collection, where there is none of that name."""
     body = await read_json(request, NewCollection)
+    check_reaches(request, body.name)
     with in_time(request):
         here = services(request)
         collection, made = await here.indexer.make_collection(body.name)
@@ -65,7 +72,7 @@ async def drop_collection(request: web.Request) -> web.Response:
     """Removes a collection; the files of loaded folders are not touched."""
     name = request.match_info["name"]
     with in_time(request):
-        if not await services(request).indexer.drop(name):
+        if not reaches(request, name) or not await services(request).indexer.drop(name):
             raise _missing(name)
     return web.Response(status=204)
 
@@ -90,10 +97,17 @@ async def collection_duplicates(request: web.Request) -> web.Response:
     if len(groups) > wanted.limit:
         groups = groups[: wanted.limit]
         cursor = encode_cursor((groups[-1].images[0].id,), wanted, of=collection.name)
+    # A group may be of very many copies.
+    return await asyncio.to_thread(_answer_groups, groups, collection.name, cursor)
+
+
+def _answer_groups(
+    groups: Sequence[FoundGroup], collection: str, cursor: str | None
+) -> web.Response:
     items = [
         DuplicateGroup(
             exact=group.exact,
-            images=[image_summary(image, collection.name) for image in group.images],
+            images=[image_summary(image, collection) for image in group.images],
         )
         for group in groups
     ]
@@ -106,7 +120,8 @@ async def info(request: web.Request) -> web.Response:
     return answer(
         Info(
             version=importlib.metadata.version(_DISTRIBUTION),
-            default_collection=settings.default_table,
+            default_collection=default_collection(request),
+            engine=analyzer.engine_name,
             detector=ModelInfo(name=analyzer.detector.name, sha256=analyzer.detector.sha256),
             labels=list(analyzer.detector.labels),
             embedder=ModelInfo(name=analyzer.embedder.name, sha256=analyzer.embedder.sha256),
@@ -115,7 +130,7 @@ async def info(request: web.Request) -> web.Response:
             max_top_k=MAX_TOP_K,
             max_batch=MAX_BATCH,
             max_upload_bytes=settings.max_upload_bytes,
-            fetches_urls=settings.may_fetch_urls,
+            fetches_urls=settings.url_fetch,
         )
     )
 
@@ -123,7 +138,7 @@ async def info(request: web.Request) -> web.Response:
 async def _collection(here: Services, request: web.Request) -> Collection:
     name = check_collection_name(request.match_info["name"])
     found = await here.catalog.collection(name)
-    if found is None:
+    if found is None or not reaches(request, name):
         raise _missing(name)
     return found
 
@@ -171,6 +186,7 @@ OPERATIONS: Final = (
         "/api/v1/collections",
         list_collections,
         "All collections",
+        scope="read",
         answer=CollectionList,
         errors=(403, 503),
         problems=True,
@@ -181,6 +197,7 @@ OPERATIONS: Final = (
         "/api/v1/collections",
         make_collection,
         "Make a collection",
+        scope="write",
         answer=CollectionDetail,
         status=201,
         also={200: CollectionDetail},
@@ -194,6 +211,7 @@ OPERATIONS: Final = (
         "/api/v1/collections/{name}",
         get_collection,
         "One collection: counts, labels, embedder",
+        scope="read",
         answer=CollectionDetail,
         path_parameters=_NAME,
         errors=(400, 403, 404, 503),
@@ -205,6 +223,7 @@ OPERATIONS: Final = (
         "/api/v1/collections/{name}",
         drop_collection,
         "Remove a collection with its uploads; the files of loaded folders stay",
+        scope="admin",
         answer=None,
         status=204,
         path_parameters=_NAME,
@@ -217,6 +236,7 @@ OPERATIONS: Final = (
         "/api/v1/collections/{name}/duplicates",
         collection_duplicates,
         "Groups of photos that show the same",
+        scope="read",
         answer=DuplicateGroups,
         query=DuplicateGroupsQuery,
         path_parameters=_NAME,
@@ -229,6 +249,7 @@ OPERATIONS: Final = (
         "/api/v1/info",
         info,
         "Version, models, limits",
+        scope="read",
         answer=Info,
         errors=(403, 503),
         problems=True,

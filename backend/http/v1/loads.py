@@ -7,8 +7,15 @@ from aiohttp import hdrs, web
 from aiohttp_sse import sse_response
 
 from backend.errors import NotFound, Unavailable
+from backend.http.access import (
+    check_reaches,
+    default_collection,
+    is_still_welcome,
+    reachable,
+    reaches,
+)
 from backend.http.openapi import Operation
-from backend.http.services import SETTINGS, UNHURRIED, Services, in_time, services
+from backend.http.services import UNHURRIED, in_time, services
 from backend.http.v1.presenting import answer, load_detail, load_row
 from backend.http.v1.requests import (
     decode_cursor,
@@ -32,7 +39,8 @@ _NEWS_SECONDS: Final = 0.2
 async def start_load(request: web.Request) -> web.Response:
     """Starts loading a folder; answers as soon as it runs."""
     body = await read_json(request, NewLoad)
-    name = body.collection or request.app[SETTINGS].default_table
+    name = body.collection or default_collection(request)
+    check_reaches(request, name)
     load = await services(request).indexer.start_load(body.folder, name, prune=body.prune)
     headers = {hdrs.LOCATION: f"/api/v1/loads/{load.id}"}
     return answer(load_detail(load), status=202, headers=headers)
@@ -49,10 +57,14 @@ async def list_loads(request: web.Request) -> web.Response:
         collection = None
         if wanted.collection is not None:
             collection = await here.catalog.collection(wanted.collection)
-            if collection is None:
+            if collection is None or not reaches(request, wanted.collection):
                 raise NotFound(f"there is no collection {wanted.collection!r}")
+        await here.indexer.refresh()
         rows = await here.catalog.loads(
-            None if collection is None else collection.id, before=before, limit=wanted.limit + 1
+            None if collection is None else collection.id,
+            before=before,
+            limit=wanted.limit + 1,
+            only=reachable(request),
         )
     cursor = None
     if len(rows) > wanted.limit:
@@ -68,7 +80,7 @@ async def list_loads(request: web.Request) -> web.Response:
 async def get_load(request: web.Request) -> web.Response:
     """One load."""
     with in_time(request):
-        return answer(await _detail(services(request), path_id(request)))
+        return answer(await _detail(request, path_id(request)))
 
 
 async def load_events(request: web.Request) -> web.StreamResponse:
@@ -76,12 +88,14 @@ async def load_events(request: web.Request) -> web.StreamResponse:
     request[UNHURRIED] = True
     here, load_id = services(request), path_id(request)
     with in_time(request):
-        detail = await _detail(here, load_id)
+        detail = await _detail(request, load_id)
     load = here.indexer.active_load(load_id)
     if request.method == "HEAD":
         return web.Response(content_type="text/event-stream", charset="utf-8")
     async with sse_response(request, headers={"Content-Type": _EVENTS}) as stream:
         while load is not None and load.state == "running":
+            if not await is_still_welcome(request):
+                return stream
             known = load.version
             news = load_detail(load, failures=_FAILURES_IN_NEWS)
             await stream.send(news.model_dump_json(), event="progress")
@@ -103,7 +117,7 @@ async def cancel_load(request: web.Request) -> web.Response:
     load_id = path_id(request)
     with in_time(request):
         here = services(request)
-        detail = await _detail(here, load_id)
+        detail = await _detail(request, load_id)
         load = here.indexer.active_load(load_id)
         if load is None or load.state != "running":
             return answer(detail)  # it has ended: nothing is left to be done
@@ -114,18 +128,20 @@ async def cancel_load(request: web.Request) -> web.Response:
 async def resume_load(request: web.Request) -> web.Response:
     """Goes on with a load that has ended: what is indexed and unchanged is passed over."""
     load_id = path_id(request)
-    await _detail(services(request), load_id)
+    await _detail(request, load_id)
     return answer(load_detail(await services(request).indexer.resume_load(load_id)))
 
 
-async def _detail(here: Services, load_id: int) -> LoadDetail:
+async def _detail(request: web.Request, load_id: int) -> LoadDetail:
+    here = services(request)
+    await here.indexer.refresh()
     live = here.indexer.active_load(load_id)
-    if live is not None:
+    if live is not None and reaches(request, live.collection.name):
         return load_detail(live)
     row = await here.catalog.load(load_id)
-    if row is None:
+    if row is None or not reaches(request, row.collection):
         raise NotFound(f"there is no load {load_id}")
-    return load_row(row)
+    return load_row(row, await here.catalog.load_failures(load_id))
 
 
 _ID: Final = (id_parameter("of the load"),)
@@ -136,10 +152,11 @@ OPERATIONS: Final = (
         "/api/v1/loads",
         start_load,
         "Load a folder of photos, recursively",
+        scope="write",
         answer=LoadDetail,
         status=202,
         body=NewLoad,
-        errors=(400, 403, 409, 413, 415, 500, 503),
+        errors=(400, 403, 409, 413, 415, 500, 502, 503),
         problems=True,
         tag="loads",
     ),
@@ -148,6 +165,7 @@ OPERATIONS: Final = (
         "/api/v1/loads",
         list_loads,
         "The loads, newest first",
+        scope="read",
         answer=LoadList,
         query=LoadsQuery,
         errors=(400, 403, 404, 503),
@@ -159,6 +177,7 @@ OPERATIONS: Final = (
         "/api/v1/loads/{id}",
         get_load,
         "One load: counts, rate, failures",
+        scope="read",
         answer=LoadDetail,
         path_parameters=_ID,
         errors=(400, 403, 404, 503),
@@ -170,6 +189,8 @@ OPERATIONS: Final = (
         "/api/v1/loads/{id}/events",
         load_events,
         "How a load goes: events `progress`, and at its end `end`, with the load as data",
+        scope="read",
+        takes_session=True,
         answer={
             "type": "object",
             "required": ["event", "data"],
@@ -189,6 +210,7 @@ OPERATIONS: Final = (
         "/api/v1/loads/{id}/cancel",
         cancel_load,
         "End a load at a safe point; what it has indexed stays",
+        scope="write",
         answer=LoadDetail,
         path_parameters=_ID,
         errors=(400, 403, 404, 503),
@@ -200,9 +222,10 @@ OPERATIONS: Final = (
         "/api/v1/loads/{id}/resume",
         resume_load,
         "Go on with a load that has ended",
+        scope="write",
         answer=LoadDetail,
         path_parameters=_ID,
-        errors=(400, 403, 404, 409, 500, 503),
+        errors=(400, 403, 404, 409, 500, 502, 503),
         problems=True,
         tag="loads",
     ),

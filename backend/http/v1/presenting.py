@@ -7,7 +7,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from backend.http.v1 import schemas
-from backend.indexing import Load
+from backend.loads import Load
 from backend.storage.catalog import Image, LoadRow, NewObject, ObjectPlace
 
 __all__ = [
@@ -91,8 +91,8 @@ def load_detail(load: Load, *, failures: int | None = None) -> schemas.LoadDetai
     )
 
 
-def load_row(row: LoadRow) -> schemas.LoadDetail:
-    """A load of a process before this one, as the catalog keeps it."""
+def load_row(row: LoadRow, failures: Sequence[tuple[str, str]] = ()) -> schemas.LoadDetail:
+    """A load as the catalog keeps it, and its failures."""
     counts = dict(row.counts)
     done = sum(counts.get(name, 0) for name in ("indexed", "unchanged", "failed"))
     return schemas.LoadDetail(
@@ -105,7 +105,7 @@ def load_row(row: LoadRow) -> schemas.LoadDetail:
         started_at=row.started_at,
         finished_at=row.finished_at,
         error=row.error,
-        failures=[],
+        failures=[schemas.Failure(path=path, reason=reason) for path, reason in failures],
     )
 
 

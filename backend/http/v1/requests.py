@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar, get_origin
 
@@ -11,6 +10,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from backend.errors import InvalidInput, UnsupportedMediaType
+from backend.http.limits import parse_json
 from backend.http.multipart import Form, Photo, read_form
 from backend.http.openapi import Parameter
 from backend.http.services import PLACE, SETTINGS, services
@@ -28,6 +28,7 @@ __all__ = [
     "read_photos",
     "read_query",
     "read_region",
+    "read_url",
 ]
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -86,11 +87,7 @@ async def read_json(request: web.Request, model: type[_Model]) -> _Model:
         raise UnsupportedMediaType(
             f"{request.path} takes {_JSON}, not {request.content_type}: say so in Content-Type"
         )
-    try:
-        values = json.loads(await request.read())
-    except (ValueError, RecursionError):
-        raise InvalidInput("the body is no JSON") from None
-    return _validated(model, values, "body")
+    return _validated(model, parse_json(await request.read()), "body")
 
 
 def _validated(model: type[_Model], values: Any, where: _Where) -> _Model:
@@ -124,8 +121,7 @@ async def read_photos(request: web.Request, *, at_most: int) -> list[Photo]:
 
 async def _read_photos(request: web.Request, at_most: int) -> list[Photo]:
     hold = request[PLACE].hold
-    if request.content_type == _JSON:
-        url = str((await read_json(request, FetchBody)).url)
+    if (url := await read_url(request)) is not None:
         return [Photo(await services(request).fetcher.fetch(url, hold), None)]
     if not request.content_type.startswith("multipart/"):
         raise UnsupportedMediaType(
@@ -150,6 +146,17 @@ async def _read_photos(request: web.Request, at_most: int) -> list[Photo]:
         detail = "the photo is missing"
         raise InvalidFields([FieldProblem(where="body", name=PHOTO_FIELD, detail=detail)])
     return form.photos
+
+
+async def read_url(request: web.Request) -> str | None:
+    """The URL of the photo that a request is about; None where it sends photos along.
+
+    Raises:
+        InvalidFields, InvalidInput: the body is JSON, but without a URL.
+    """
+    if request.content_type != _JSON:
+        return None
+    return str((await read_json(request, FetchBody)).url)
 
 
 async def read_photo(request: web.Request) -> bytes:
@@ -214,7 +221,7 @@ def decode_cursor(
         padded = cursor + "=" * (-len(cursor) % 4)
         fingerprint, *position = json.loads(base64.b64decode(padded, b"-_", validate=True))
         usable = len(position) == len(kinds) and all(
-            type(value) is kind and math.isfinite(value) and 0 <= value <= _MAX_ID
+            type(value) is kind and 0 <= value <= _MAX_ID  # NaN is not, nor infinity
             for value, kind in zip(position, kinds, strict=True)
         )
     except (ValueError, TypeError, RecursionError):

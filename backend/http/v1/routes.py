@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from backend.http.v1 import collections, images, loads, searches
+from backend.http.v1 import backups, collections, images, loads, searches, sessions
 
 __all__ = ["OPERATIONS"]
 
@@ -11,4 +11,6 @@ OPERATIONS: Final = (
     *images.OPERATIONS,
     *loads.OPERATIONS,
     *collections.OPERATIONS,
+    *backups.OPERATIONS,
+    *sessions.OPERATIONS,
 )

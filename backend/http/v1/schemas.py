@@ -31,12 +31,15 @@ __all__ = [
     "Duplicate",
     "DuplicateList",
     "Failure",
+    "ExportQuery",
     "FetchBody",
     "Hit",
     "ImageDetail",
     "ImageList",
     "ImageSummary",
     "ImagesQuery",
+    "ImportQuery",
+    "ImportResult",
     "Info",
     "NewLoad",
     "LoadCounts",
@@ -52,6 +55,7 @@ __all__ = [
     "SearchAnswer",
     "SearchOptions",
     "SearchQuery",
+    "Session",
     "ThumbnailQuery",
     "UploadAnswer",
     "UploadQuery",
@@ -382,6 +386,30 @@ class DuplicateGroupsQuery(_Request):
     cursor: _Cursor
 
 
+class ExportQuery(_Request):
+    """What an export takes along."""
+
+    photos: bool = Field(False, description="whether the photos' files are taken along")
+
+
+class ImportQuery(_Request):
+    """Where an export goes."""
+
+    replace: bool = Field(
+        False, description="whether the collection of that name, where there is one, is replaced"
+    )
+
+
+class ImportResult(_Answer):
+    """What an import has brought."""
+
+    collection: str
+    images: int = Field(description="photos that are indexed")
+    failed: int = Field(description="photos that had failed")
+    objects: int
+    files: int = Field(description="photos whose files were in the export, and are uploads now")
+
+
 class Duplicate(_Answer):
     """A photo that shows the same as another."""
 
@@ -418,7 +446,8 @@ class NewLoad(_Request):
     """A folder to load."""
 
     folder: Annotated[str, Field(min_length=1, max_length=4096)] = Field(
-        description="on the server, read recursively; absolute, or relative to DATA_PATH"
+        description="on the server, or an address such as s3://bucket/folder; read recursively;"
+        " absolute, or relative to DATA_PATH"
     )
     collection: _CollectionName
     prune: bool = Field(
@@ -534,6 +563,7 @@ class Info(_Answer):
 
     version: str
     default_collection: str
+    engine: str = Field(description="that computes the models")
     detector: ModelInfo
     labels: list[str] = Field(description="that the detector knows")
     embedder: ModelInfo
@@ -543,3 +573,9 @@ class Info(_Answer):
     max_batch: int
     max_upload_bytes: int
     fetches_urls: bool
+
+
+class Session(_Answer):
+    """A session that has begun."""
+
+    seconds: int = Field(description="for which it is good")

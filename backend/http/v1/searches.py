@@ -11,9 +11,9 @@ import numpy as np
 from aiohttp import hdrs, web
 from numpy.typing import NDArray
 
-from backend.errors import InvalidImage, InvalidInput, NotFound, ServiceError, TooLarge
-from backend.files import read_photo_file
-from backend.http.files import is_known
+from backend.errors import Forbidden, InvalidImage, InvalidInput, NotFound, ServiceError, TooLarge
+from backend.http.access import default_collection, reaches
+from backend.http.files import DEFUSED, is_known
 from backend.http.multipart import Photo
 from backend.http.openapi import BINARY, Operation, Parameter
 from backend.http.problems import problem
@@ -50,6 +50,7 @@ from backend.http.v1.schemas import (
     SearchOptions,
     SearchQuery,
 )
+from backend.places import PhotoPlaces
 from backend.queries import QueryPhoto as KeptPhoto
 from backend.searching import MAX_QUERY_OBJECTS, HitPage, Position, Wanted
 from backend.storage.catalog import Collection, Image, ObjectPlace
@@ -111,7 +112,7 @@ async def _again(here: Services, request: web.Request, wanted: SearchQuery) -> _
     if wanted.image_id is not None:
         return await _of_image(here, request, wanted, wanted.image_id)
     assert wanted.object_id is not None
-    return await _of_object(here, wanted, wanted.object_id)
+    return await _of_object(here, request, wanted, wanted.object_id)
 
 
 async def search_batch(request: web.Request) -> web.Response:
@@ -148,10 +149,9 @@ async def detect(request: web.Request) -> web.Response:
 async def query_file(request: web.Request) -> web.Response:
     """The bytes of a query photo."""
     query_id = request.match_info["id"]
-    headers = {
+    headers = DEFUSED | {
         # An id is the SHA-256 of just these bytes.
         "Cache-Control": "private, max-age=31536000, immutable",
-        "X-Content-Type-Options": "nosniff",
         hdrs.ETAG: f'"{query_id}"',
     }
     data = await services(request).queries.read(query_id)
@@ -178,7 +178,7 @@ async def _of_photo(
         vectors = photo.embeddings[searched]
     own: tuple[int, ...] = ()
     if options.exclude_self:
-        name = options.collection or request.app[SETTINGS].default_table
+        name = options.collection or default_collection(request)
         if (collection := await here.catalog.collection(name)) is not None:
             own = await _same_bytes(here, collection, kept.id)
     shown = QueryPhoto(
@@ -194,12 +194,12 @@ async def _of_photo(
 async def _of_image(
     here: Services, request: web.Request, options: SearchOptions, image_id: int
 ) -> _Query:
-    image, collection = await _indexed(here, image_id)
+    image, collection = await _indexed(here, request, image_id)
     objects = (await here.catalog.objects_of_images([image_id])).get(image_id, [])
     data = None
     if options.region is not None:
         limit = request.app[SETTINGS].max_file_bytes
-        data = await asyncio.to_thread(_read_indexed, image, limit)
+        data = await here.places.run(image.path, _read_indexed, here.places, image, limit)
     searched, vectors = await _choice(here, options, len(objects), data)
     if vectors is None and searched:
         vectors = await here.searcher.object_vectors([objects[index].id for index in searched])
@@ -208,27 +208,36 @@ async def _of_image(
     return await _of_indexed(here, options, image, collection, objects, searched, vectors)
 
 
-def _read_indexed(image: Image, limit: int) -> bytes:
+def _read_indexed(places: PhotoPlaces, image: Image, limit: int) -> bytes:
     try:
-        data = read_photo_file(image.path, limit)
-    except (OSError, InvalidImage, TooLarge) as error:
+        data = places.read_file(image.path, limit)
+    except TooLarge:
+        raise NotFound(
+            "the photo is indexed, but its file is larger now than MAX_FILE_BYTES allows"
+        ) from None
+    except (OSError, Forbidden, InvalidImage) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise NotFound(f"the photo is indexed, but its file cannot be read: {reason}") from None
     if hashlib.sha256(data).hexdigest() != image.sha256:
         raise NotFound(
-            f"the file {image.path} has changed since it was indexed: load its folder again"
+            f"the file of photo {image.id} has changed since it was indexed: load its folder again"
         )
     return data
 
 
-async def _of_object(here: Services, options: SearchOptions, object_id: int) -> _Query:
+async def _of_object(
+    here: Services, request: web.Request, options: SearchOptions, object_id: int
+) -> _Query:
     if options.object or options.region is not None:
         detail = "an object is searched for as it is: give image_id to choose others, or a region"
         raise InvalidFields([FieldProblem(where="query", name="object_id", detail=detail)])
     place = (await here.catalog.places([object_id])).get(object_id)
     if place is None:
         raise NotFound(f"there is no indexed object {object_id}")
-    image, collection = await _indexed(here, place.image_id)
+    try:
+        image, collection = await _indexed(here, request, place.image_id)
+    except NotFound:
+        raise NotFound(f"there is no indexed object {object_id}") from None
     objects = (await here.catalog.objects_of_images([image.id])).get(image.id, [])
     searched = [index for index, each in enumerate(objects) if each.id == object_id]
     vectors = await here.searcher.object_vectors([object_id])
@@ -281,7 +290,9 @@ async def _search(
     here: Services, request: web.Request, options: SearchOptions, query: _Query
 ) -> SearchAnswer:
     settings = request.app[SETTINGS]
-    name = options.collection or query.collection or settings.default_table
+    name = options.collection or query.collection or default_collection(request)
+    if not reaches(request, name):
+        raise NotFound(f"there is no collection {name!r}")
     if options.match == "all" and options.group_by == "object":
         raise InvalidInput("match=all ranks photos: it does not go with group_by=object")
     # A photo that was sent is gone on with by its id: both make the same list.
@@ -342,11 +353,15 @@ async def _hits(here: Services, name: str, searched: list[int], page: HitPage) -
     ]
 
 
-async def _indexed(here: Services, image_id: int) -> tuple[Image, Collection]:
+async def _indexed(here: Services, request: web.Request, image_id: int) -> tuple[Image, Collection]:
     found = await here.catalog.images_by_id([image_id])
     if found and found[0].state == "indexed":
         collection = await here.catalog.collection_by_id(found[0].collection_id)
-        if collection is not None and collection.state == "ready":
+        if (
+            collection is not None
+            and collection.state == "ready"
+            and reaches(request, collection.name)
+        ):
             return found[0], collection
     raise NotFound(f"there is no indexed photo {image_id}")
 
@@ -371,6 +386,7 @@ OPERATIONS: Final = (
         "/api/v1/search",
         search_photo,
         "Search with a photo that is sent, or fetched from a URL",
+        scope="read",
         answer=SearchAnswer,
         query=SearchOptions,
         form=(_PHOTO,),
@@ -385,9 +401,10 @@ OPERATIONS: Final = (
         "/api/v1/search",
         search_again,
         "Search with an earlier query photo, an indexed photo or an indexed object",
+        scope="read",
         answer=SearchAnswer,
         query=SearchQuery,
-        errors=(400, 403, 404, 409, 429, 500, 503),
+        errors=(400, 403, 404, 409, 429, 500, 502, 503),
         problems=True,
         tag="search",
     ),
@@ -396,6 +413,7 @@ OPERATIONS: Final = (
         "/api/v1/search/batch",
         search_batch,
         f"Search with each of up to {MAX_BATCH} photos",
+        scope="read",
         answer=Batch,
         query=BatchOptions,
         form=(_PHOTOS,),
@@ -409,6 +427,8 @@ OPERATIONS: Final = (
         "/api/v1/queries/{id}/file",
         query_file,
         "The file of a query photo",
+        scope="read",
+        takes_session=True,
         answer=BINARY,
         also={304: None},
         media_types=("image/*",),
@@ -422,6 +442,7 @@ OPERATIONS: Final = (
         "/api/v1/detect",
         detect,
         "The objects of a photo, of which nothing is kept",
+        scope="read",
         answer=Detected,
         form=(_PHOTO,),
         body=FetchBody,

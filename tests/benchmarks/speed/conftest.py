@@ -16,4 +16,4 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     write_photos(tmp_path / "val" / "images", 12, start=100)
     # Not below tmp_path, which pytest keeps: data folders are large.
     with TemporaryDirectory() as scratch:
-        yield Bench(tmp_path, Path(scratch), 0.01, lambda message: None)
+        yield Bench(tmp_path, Path(scratch), 0.01, lambda message: None, is_measured=False)

@@ -46,4 +46,6 @@ def test_a_photo_s_cost_stands_beside_that_of_its_decoding(bench: Bench) -> None
     assert report["cpu_ms"] / report["decode_ms"] == pytest.approx(
         report["cpu_per_decode"], rel=0.9
     )
+    assert list(report["cpu_ms_by"]) == ["event_loop", "threads", "decoders", "vectors"]
+    assert report["rounds"] == 2
     assert len(host.rows(report)) == 2

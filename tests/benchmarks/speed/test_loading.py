@@ -14,7 +14,11 @@ def test_a_load_is_measured_beside_the_networks_alone(bench: Bench) -> None:
         assert found["rounds"] == 2
         assert 0 < found["spread"]["share_of_bare"][0] <= found["share_of_bare"]
         assert found["cpu_ms"] == pytest.approx(sum(found["parts_ms"].values()))
+        assert found["cpu_ms"] == pytest.approx(sum(found["cpu_ms_by"].values()), rel=0.5)
         assert found["parts_ms"]["networks"] > found["parts_ms"]["letterbox"] > 0
+        assert found["stages_ms"]["decode"] > 0
+        assert found["cpu_ms_by"]["decoders"] > 0
+        assert found["analysis_share_of_bare"] > 0
     assert report["share_of_bare"] == report["original"]["share_of_bare"]
     shown = loading.rows(report)
     assert [target for *_, target in shown if target] == [">= 0.90", ">= 0.92"]

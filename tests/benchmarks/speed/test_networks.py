@@ -12,8 +12,9 @@ from benchmarks.speed.networks import (
     MODELS,
     Networks,
     PhotoTensors,
-    photos_per_second,
+    analysis,
     ready_tensors,
+    throughput,
 )
 from tests.photos import draw_photo, encode
 from tests.service import SMALL_PAIR
@@ -65,7 +66,7 @@ def test_photos_are_counted_whatever_the_batches(
     detector_batch: int,
     embedder_batch: int | None,
 ) -> None:
-    rate = photos_per_second(
+    done = throughput(
         [networks],
         tensors,
         threads=threads,
@@ -73,7 +74,8 @@ def test_photos_are_counted_whatever_the_batches(
         embedder_batch=embedder_batch,
         seconds=0.1,
     )
-    assert rate > 0
+    assert done.photos_per_second > 0
+    assert done.cpu_ms > 0
 
 
 class _Counting(Networks):
@@ -95,9 +97,13 @@ class _Counting(Networks):
 
 def test_a_pass_runs_each_network_once_on_every_photo(tensors: list[PhotoTensors]) -> None:
     networks = _Counting()
-    photos_per_second(
-        [networks], tensors, threads=1, detector_batch=2, embedder_batch=4, seconds=0.0
-    )
+    throughput([networks], tensors, threads=1, detector_batch=2, embedder_batch=4, seconds=0.0)
     assert networks.squares == [2, 1]
     assert sum(networks.crops) == sum(len(photo.crops) for photo in tensors)
     assert max(networks.crops) <= 4
+
+
+def test_whole_photos_are_analysed_without_a_service() -> None:
+    done = analysis([encode(draw_photo(seed)) for seed in range(3)], seconds=0.1)
+    assert done.photos_per_second > 0
+    assert done.cpu_ms > 0

@@ -1,8 +1,9 @@
 """Triton's onnxruntime backend for tests, on ONNX Runtime and Triton's Python backend.
 
 Triton starts it in a process of its own for each model, with the packages of the Python that is
-first on PATH. A request runs on one thread and requests run side by side, as in `OnnxServer`, so
-that the answers are the same to the bit.
+first on PATH. On CPUs a request runs on one thread and requests run side by side, as in
+`OnnxServer`, so that the answers are the same to the bit. On a GPU the requests that Triton's
+batcher has put together run as one batch, and the next one is copied meanwhile.
 """
 
 import ctypes
@@ -17,8 +18,11 @@ import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 from numpy.typing import NDArray
+from padded import PaddedModel, gpu_provider  # type: ignore[import-not-found]
 
 _CORES: Final = os.cpu_count() or 1
+_GPU_THREADS: Final = 2
+"""One batch is reckoned on while the next one's pixels are copied."""
 _USED: Final = b"used_dltensor"
 _set_name: Final = ctypes.pythonapi.PyCapsule_SetName
 _set_name.argtypes = (ctypes.py_object, ctypes.c_char_p)
@@ -29,50 +33,72 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Loads the model's ONNX file."""
-        if args["model_instance_kind"] != "CPU":
-            raise pb_utils.TritonModelException(
-                "this backend runs on CPUs alone: start Triton with --model-config-name=cpu"
-            )
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"], args["model_version"], "model.onnx")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._input = config["input"][0]["name"]
         self._outputs = [output["name"] for output in config["output"]]
-        self._threads = ThreadPoolExecutor(_CORES, thread_name_prefix="onnx")
-        # One more than run is at hand, so that no core waits. All others stay in Triton's queue,
+        self._joins = args["model_instance_kind"] == "GPU"
+        self._model: PaddedModel | ort.InferenceSession
+        if self._joins:
+            provider = gpu_provider(int(args["model_instance_device_id"]))
+            self._model = PaddedModel(path, config["max_batch_size"], provider)
+        else:
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = 1
+            options.inter_op_num_threads = 1
+            self._model = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        threads = _GPU_THREADS if self._joins else _CORES
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="onnx")
+        # One more than run is at hand, so that none waits. All others stay in Triton's queue,
         # where they meet to be batches, and where Triton drops those that were cancelled: to ask
         # about each here as well would cost a message there and back.
-        self._places = threading.Semaphore(_CORES + 1)
+        self._places = threading.Semaphore(threads + 1)
 
     def execute(self, requests: list[Any]) -> None:
         """Starts the requests of a batch; each is answered when it is done."""
-        for request in requests:
+        for group in [requests] if self._joins else [[request] for request in requests]:
             self._places.acquire()
-            self._threads.submit(self._answer, request, request.get_response_sender())
+            senders = [request.get_response_sender() for request in group]
+            self._threads.submit(self._answer, group, senders)
 
     def finalize(self) -> None:
         """Waits for what is running."""
         self._threads.shutdown()
 
-    def _answer(self, request: Any, sender: Any) -> None:
+    def _answer(self, requests: list[Any], senders: list[Any]) -> None:
         try:
-            response = self._run(request)
+            responses = self._run(requests)
         except Exception as error:
-            response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+            failure = pb_utils.TritonError(str(error))
+            responses = [pb_utils.InferenceResponse(error=failure) for _ in requests]
         finally:
             self._places.release()
-        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        for response, sender in zip(responses, senders, strict=True):
+            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def _run(self, request: Any) -> Any:
+    def _run(self, requests: list[Any]) -> list[Any]:
         # Neither `as_numpy` nor `Tensor(name, array)`: they misread the arrays of NumPy 2.
-        batch = np.from_dlpack(pb_utils.get_input_tensor_by_name(request, self._input))
-        arrays = self._session.run(self._outputs, {self._input: batch})
-        return pb_utils.InferenceResponse(
-            [_tensor(name, array) for name, array in zip(self._outputs, arrays, strict=True)]
-        )
+        batches = [
+            np.from_dlpack(pb_utils.get_input_tensor_by_name(request, self._input))
+            for request in requests
+        ]
+        arrays = self._infer(batches[0] if len(batches) == 1 else np.concatenate(batches))
+        ends = np.cumsum([len(batch) for batch in batches])
+        parts = zip(*(np.split(array, ends[:-1]) for array in arrays), strict=True)
+        return [
+            pb_utils.InferenceResponse(
+                [_tensor(name, array) for name, array in zip(self._outputs, part, strict=True)]
+            )
+            for part in parts
+        ]
+
+    def _infer(self, batch: NDArray[Any]) -> list[NDArray[Any]]:
+        arrays: list[NDArray[Any]]
+        if self._joins:
+            arrays = self._model.run(batch, self._outputs)
+        else:
+            arrays = self._model.run(self._outputs, {self._input: batch})
+        return arrays
 
 
 class _Exported:

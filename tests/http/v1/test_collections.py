@@ -52,6 +52,7 @@ def test_a_name_that_is_none_is_refused(api: Api, name: object) -> None:
 
 def test_the_service_says_what_it_is_made_of(api: Api) -> None:
     found = api.get("/info")
+    assert found["engine"] == "ONNX Runtime"
     assert found["detector"]["name"] == "yolov3-small"
     assert "dog" in found["labels"]
     assert found["embedder"]["name"] == "resnet50-small"

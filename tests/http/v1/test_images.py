@@ -1,13 +1,18 @@
 """Photos of the resource API: in, listed, shown, out."""
 
 import io
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
+import requests
 from PIL import Image
 
 from tests.api import GALLERY, PHOTOS, Api, drawing, problem
+from tests.service import FETCHES_FROM_HERE, Service
 
 
 def _first(api: Api) -> Any:
@@ -85,6 +90,49 @@ def test_a_request_with_the_same_key_is_answered_as_the_first_time(api: Api) -> 
     wrong = api.upload(photo, collection="uploads_key", headers={"Idempotency-Key": "x" * 256})
     [error] = problem(wrong, 400, "invalid_input")["errors"]
     assert error["where"] == "header"
+
+
+def test_an_upload_by_url_with_a_key_is_fetched_once(
+    start_service: Callable[..., Service],
+) -> None:
+    api = Api(start_service(*FETCHES_FROM_HERE), ())
+    asked: list[str] = []
+
+    class Site(BaseHTTPRequestHandler):
+        """Has a photo the first time, and another one from then on."""
+
+        def do_GET(self) -> None:
+            """Answers with a photo."""
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Type", "image/jpeg")
+            self.end_headers()
+            self.wfile.write(drawing(200 + len(asked)))
+
+        def log_message(self, *_about: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as site:
+        Thread(target=site.serve_forever, daemon=True).start()
+        body = {"url": f"http://127.0.0.1:{site.server_port}/a.jpg"}
+
+        def upload(body: object = body, **params: str) -> requests.Response:
+            headers = {"Idempotency-Key": "a-key-of-a-url"}
+            return api.call("POST", "/images", json=body, headers=headers, params=params)
+
+        first, second = upload(), upload()
+        assert first.status_code == 201, first.text
+        assert (second.status_code, second.json()) == (201, first.json())
+        assert second.headers["Idempotency-Replayed"] == "true"
+        # Of another URL, another collection or a photo that is sent the key is not.
+        other = {"url": f"{body['url']}?other"}
+        problem(upload(other), 422, "idempotency_key_reused")
+        problem(upload(collection="other"), 422, "idempotency_key_reused")
+        headers = {"Idempotency-Key": "a-key-of-a-url"}
+        sent = api.upload(drawing(201), collection="milvus_obj_det", headers=headers)
+        problem(sent, 422, "idempotency_key_reused")
+        assert asked == ["/a.jpg"]
+        site.shutdown()
 
 
 def test_photos_are_listed_page_by_page(api: Api) -> None:

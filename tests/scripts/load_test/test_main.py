@@ -1,5 +1,6 @@
 """The command as a process: Locust patches the one that it runs in."""
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -14,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from backend.app import open_keys
+from backend.keys import make_key
+from backend.settings import Settings
 from tests.photos import write_photos
 from tests.service import AS_A_USER, REPOSITORY, Service, start
 
@@ -194,6 +198,19 @@ def test_locusts_own_command_runs_the_same_users(service: Service, folder: Path)
     assert not {"load_test", "load_test_loading"} & set(_collections(service))
 
 
+def test_locusts_own_command_is_bounded_unless_it_is_told_otherwise() -> None:
+    code = (
+        "from locust.argument_parser import parse_options\n"
+        "from scripts.load_test import locustfile\n"
+        "found = parse_options(['--photos', 'folder'])\n"
+        "print(found.num_users, found.spawn_rate, found.run_time)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "16 10 60"
+
+
 def test_locusts_own_command_aims_at_this_machine_alone(folder: Path) -> None:
     done = subprocess.run(
         [
@@ -208,6 +225,27 @@ def test_locusts_own_command_aims_at_this_machine_alone(folder: Path) -> None:
     )
     assert done.returncode != 0
     assert "192.0.2.1 is another machine than this one" in done.stderr
+
+
+def test_a_service_that_demands_a_key_is_sent_it(folder: Path, tmp_path: Path) -> None:
+    service = start(tmp_path, ("--require-api-key", "true"), tmp_path / "data")
+    try:
+        key = asyncio.run(_admin_key(tmp_path / "data"))
+        here = ("--url", service.url, "--photos", str(folder), "--users", "1", "--seconds", "1")
+        done = _run("search", *here, prefix=("env", f"API_KEY={key}"))
+        assert done.code == 0, done.out + done.error
+        assert key not in done.out + done.error
+        refused = _run("search", *here)
+        assert refused.code == 2
+        assert f"{service.url} does not permit" in refused.error
+    finally:
+        service.stop()
+
+
+async def _admin_key(data_dir: Path) -> str:
+    async with open_keys(Settings(data_dir=data_dir)) as keys:
+        _, key = await make_key(keys, ["admin"])
+    return key
 
 
 @contextmanager

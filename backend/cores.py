@@ -1,0 +1,22 @@
+"""How many processors there are for this process."""
+
+import contextlib
+import math
+import os
+from pathlib import Path
+from typing import Final
+
+__all__ = ["count_cores"]
+
+_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
+"""Of a container: microseconds of processors' time in each period of so many microseconds."""
+
+
+def count_cores() -> int:
+    """Processors that it may run on, or, where its container has less of their time, so many."""
+    cores = len(os.sched_getaffinity(0))
+    # Where there is no limit it is "max", which is no number.
+    with contextlib.suppress(OSError, ArithmeticError, ValueError):
+        quota, period = map(int, _QUOTA.read_text("ascii").split())
+        cores = min(cores, math.ceil(quota / period))
+    return max(1, cores)

@@ -1,0 +1,1 @@
+"""`python -m benchmarks.gpu`: the full-size pair on a GPU."""

@@ -1,0 +1,1 @@
+"""Photos are decoded in processes that may be killed."""

@@ -1,0 +1,1 @@
+"""Photos and requests that are changed at random: nothing may break whatever comes of it."""

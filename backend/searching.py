@@ -303,6 +303,7 @@ class Searcher:
 
         None where it was dropped.
         """
+        self._vectors.catch_up(collection.store, collection.written)
         try:
             return await question(collection)
         except EngineUnavailable as trouble:
@@ -315,6 +316,7 @@ class Searcher:
                 raise
         # It was embedded anew.
         self._analyzer.check_collection(now)
+        self._vectors.catch_up(now.store, now.written)
         return await question(now)
 
     async def _now(self, collection: Collection) -> Collection | None:

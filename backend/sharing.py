@@ -36,7 +36,7 @@ from backend.errors import Conflict, EngineUnavailable, ServiceError
 from backend.loads import Failure, Load, LoadCounts, Portion, first_cause
 from backend.metrics import Metrics
 from backend.scanning import FolderScan, FoundPhoto
-from backend.storage.catalog import Catalog, Collection, path_key, utc_now
+from backend.storage.catalog import Catalog, Collection, LoadRow, path_key, utc_now
 from backend.storage.shares import Chunk, ChunkCounts, ListedPhoto, NewShare, Share, ShareTable
 
 __all__ = ["LoadWork", "SharedLoads"]
@@ -54,6 +54,8 @@ _BUSY_SECONDS: Final = 0.5
 _IDLE_SECONDS: Final = 1.0
 _HEARTBEATS: Final = 4
 """In the time of a lease, at least."""
+_MISSED: Final = 16
+"""Loads that begin and end between two looks, at most; earlier ones of them are not told of."""
 _GOODBYE_SECONDS: Final = 2.0
 """For giving back what is leased, at the end."""
 
@@ -120,6 +122,8 @@ class SharedLoads:
         self._seconds = lease_seconds
         self._loads: dict[int, Load] = {}
         self._latest: list[Share] = []
+        self._newest: int | None = None
+        """The id of the last load that any process had begun, when this one has last looked."""
         self._chunks: dict[int, _LeasedChunk] = {}
         self._led: set[int] = set()
         """Loads that this process lists or ends."""
@@ -211,6 +215,7 @@ class SharedLoads:
         """Takes over from the catalog what all processes have done."""
         async with self._looking:
             known = dict(self._loads)
+            newest = await self._shares.newest()
             self._latest = await self._shares.running()
             for share in self._latest:
                 load = self._loads.get(share.id) or await self._appear(share)
@@ -220,10 +225,23 @@ class SharedLoads:
             for load_id, load in known.items():
                 if load_id not in running:
                     await self._see_end(load)
+            if self._newest is not None:
+                first = max(self._newest, newest - _MISSED) + 1
+                await self._see_missed(set(range(first, newest + 1)) - running - known.keys())
+            self._newest = newest
             if any(self._can_help(share) for share in self._latest):
                 self._to_do.set()
 
-    async def _appear(self, share: Share) -> Load | None:
+    async def _see_missed(self, load_ids: set[int]) -> None:
+        """Loads that have begun and ended since the last look are told of like any other."""
+        for load_id in sorted(load_ids):
+            row = await self._catalog.load(load_id)
+            if row is not None and row.state != "running":
+                load = await self._appear(row)
+                if load is not None:
+                    await self._see_end(load)
+
+    async def _appear(self, share: Share | LoadRow) -> Load | None:
         collection = await self._catalog.collection_by_id(share.collection_id)
         if collection is None or collection.state != "ready":
             return None

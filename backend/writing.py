@@ -263,8 +263,8 @@ class PhotoWriter:
         }
         replaced = [image for image in stored if image.replaced]
         try:
-            if rows:
-                await self._vectors.insert(collection.store, rows)  # the catalog's ids are new
+            # The catalog's ids are new.
+            written = await self._vectors.insert(collection.store, rows) if rows else 0
             if replaced:
                 await self._vectors.delete_images(
                     collection.store,
@@ -272,7 +272,9 @@ class PhotoWriter:
                     keep=[object_id for image in replaced for object_id in image.object_ids],
                 )
             undone = await self._catalog.finish_images(
-                [image.id for image in stored if image.id not in failed], failed
+                [image.id for image in stored if image.id not in failed],
+                failed,
+                written={collection.id: written},
             )
             if undone:
                 # The turn was lost with its connection, and another process has mended meanwhile.

@@ -242,7 +242,6 @@ def _load_steady(backend: Backend, photos: Sequence[Path]) -> dict[Path, Answer]
     body = {"File": str(photos[0].parent), "Table": "steady"}
     answer = requests.post(f"{backend.url}/img/load", json=body, timeout=_TIMEOUT)
     assert answer.status_code == 200, answer.text
-    time.sleep(1)  # until other backends' reads see it as well
     return {path: _search(backend, path).json() for path in photos}
 
 
@@ -274,7 +273,6 @@ def _check_told(backends: Sequence[Backend], load_id: int, photos: int) -> None:
 
 
 def _check_found(backends: Sequence[Backend], photos: Sequence[Path]) -> None:
-    time.sleep(1)  # until other backends' reads see the last ones as well
     for backend in backends:
         for path in photos:
             [[nearest, distance], *_] = _search(backend, path, "t").json()

@@ -43,8 +43,6 @@ _SETTINGS: Final = {
 }
 _STEADY: Final = 6
 """Photos that are there from the beginning, and are searched for."""
-_SEEN_SECONDS: Final = 1.0
-"""Another backend than the one that took a photo in finds it some tenths of a second later."""
 _NOTICE_SECONDS: Final = 30.0
 _SAME: Final = 1e-3
 _TIMEOUT: Final = 60.0
@@ -109,7 +107,6 @@ class _Clients:
             for number in range(_STEADY):
                 photo = encode(draw_photo(number))
                 self.steady.append((photo, self._upload(session, photo)))
-        time.sleep(_SEEN_SECONDS)
         for thread in self._threads:
             thread.start()
         return self

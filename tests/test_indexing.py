@@ -935,12 +935,12 @@ async def _cancelled(services: Services, folder: Path) -> Load:
 
 
 async def test_a_cancelled_load_goes_on_under_its_id(services: Services, tmp_path: Path) -> None:
-    write_photos(tmp_path / "photos", 40)
+    write_photos(tmp_path / "photos", 120)
     load = await _cancelled(services, tmp_path / "photos")
     row = await _row(services, load)
     assert (row.state, row.started_at) == ("cancelled", load.started_at)
     assert row.finished_at == load.finished_at is not None
-    assert row.counts["indexed"] == load.counts.indexed < 40
+    assert row.counts["indexed"] == load.counts.indexed < 120
     assert services.indexer.active_load(load.id) is load
     resumed, same = await asyncio.gather(*(services.indexer.resume_load(load.id) for _ in range(2)))
     assert resumed is same is services.indexer.active_load(load.id) is not load
@@ -951,9 +951,9 @@ async def test_a_cancelled_load_goes_on_under_its_id(services: Services, tmp_pat
     assert await services.indexer.resume_load(load.id) is resumed
     await resumed.wait()
     done = await services.searcher.count("t")
-    assert (resumed.counts.unchanged + resumed.counts.indexed, done) == (40, 40)
+    assert (resumed.counts.unchanged + resumed.counts.indexed, done) == (120, 120)
     row = await _row(services, load)
-    assert (row.state, row.counts["total"]) == ("done", 40)
+    assert (row.state, row.counts["total"]) == ("done", 120)
     assert row.finished_at == resumed.finished_at is not None
     assert len(await services.catalog.loads(None, before=None, limit=10)) == 1
 
@@ -973,19 +973,19 @@ async def test_a_load_that_was_done_looks_again_at_its_folder(
 async def test_a_load_that_is_resumed_beside_another_of_its_folder_keeps_its_id(
     services: Services, tmp_path: Path
 ) -> None:
-    write_photos(tmp_path / "photos", 20)
+    write_photos(tmp_path / "photos", 60)
     load = await _cancelled(services, tmp_path / "photos")
     other = await services.indexer.start_load(str(tmp_path / "photos"), "t")
     resumed = await services.indexer.resume_load(load.id)
     assert (resumed.id, other.id) == (load.id, load.id + 1)
     await asyncio.gather(other.wait(), resumed.wait())
-    assert resumed.counts.unchanged == 20
+    assert resumed.counts.unchanged == 60
 
 
 async def test_a_load_that_cannot_be_resumed_has_still_ended(
     services: Services, tmp_path: Path
 ) -> None:
-    write_photos(tmp_path / "photos", 20)
+    write_photos(tmp_path / "photos", 60)
     load = await _cancelled(services, tmp_path / "photos")
     (tmp_path / "photos").rename(tmp_path / "elsewhere")
     before = await _row(services, load)

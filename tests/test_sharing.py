@@ -15,7 +15,7 @@ from backend.errors import Conflict, Unavailable
 from backend.loads import LoadCounts
 from backend.settings import Settings
 from backend.storage.shares import ListedPhoto, NewShare, ShareTable
-from tests.photos import write_photos
+from tests.photos import draw_photo, encode, write_photos
 
 _THEN: Final = "2026-01-01T00:00:00.000+00:00"
 
@@ -103,6 +103,34 @@ async def test_a_load_is_done_by_all_and_all_tell_of_it(
             str(folder / "bad.jpg")
         ]
     await _is_whole(two, 40)
+
+
+async def test_a_load_that_ended_before_another_looked_is_told_of_there(
+    backends: list[Services], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = backends
+    await two.indexer.refresh()
+    monkeypatch.setattr(sharing, "_IDLE_SECONDS", 3600)
+    await asyncio.sleep(1.1)  # until it looks only where it is asked
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        write_photos(folder, count)
+        (folder / "bad.jpg").write_bytes(b"no photo")
+        await (await one.indexer.start_load(str(folder), "t")).wait()
+    assert two.indexer.progress() == (0, 0)
+    await two.indexer.refresh()
+    assert two.indexer.progress() == one.indexer.progress() == (3, 3)
+
+
+async def test_what_one_has_acknowledged_the_others_find_at_once(
+    backends: list[Services],
+) -> None:
+    one, two = backends
+    for seed in range(6):
+        photo = encode(draw_photo(seed))
+        added = await one.indexer.add_photo(photo, "t")
+        [hit] = await two.searcher.search(photo, "t", 1)
+        assert (hit.object.image_id, round(hit.distance, 4)) == (added.id, 0)
 
 
 async def test_the_same_folder_is_one_load_wherever_it_is_asked_for(

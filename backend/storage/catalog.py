@@ -96,6 +96,8 @@ class Collection:
             that a name may be used again while old vectors go, and catalogs may share a Milvus.
         other_store: name of one that is being filled to take its place, or that has had its place
             and is to go.
+        written: the vector engine's timestamp of the last write of photos that are indexed, which
+            every search of them waits for, also that of another process; 0 where it has none.
     """
 
     id: int
@@ -107,6 +109,7 @@ class Collection:
     state: CollectionState
     store: str
     other_store: str | None = None
+    written: int = 0
 
 
 @dataclass(frozen=True)
@@ -672,8 +675,16 @@ class Catalog:
 
         return await self._database.write(write) if rows else []
 
-    async def finish_images(self, indexed: Sequence[int], failed: Mapping[int, str]) -> list[int]:
+    async def finish_images(
+        self,
+        indexed: Sequence[int],
+        failed: Mapping[int, str],
+        *,
+        written: Mapping[int, int] | None = None,
+    ) -> list[int]:
         """Ends `pending`: photos whose vectors are written, and photos with their failures.
+
+        `written` is by collection the vector engine's timestamp of that write.
 
         Returns the ids of those that are not indexed or failed now, as was asked: somebody else
         has begun to undo or delete them, or they are gone.
@@ -688,6 +699,12 @@ class Catalog:
                 change
                 for error, image_ids in by_error.items()
                 for change in _changes(image_ids, "pending", state="failed", error=error)
+            ),
+            *(
+                sa.update(_collections)
+                .where(_collections.c.id == collection_id, _collections.c.written < timestamp)
+                .values(written=timestamp)
+                for collection_id, timestamp in (written or {}).items()
             ),
         ]
 

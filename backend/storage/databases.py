@@ -21,7 +21,6 @@ import ssl
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeAlias, TypeVar
 
@@ -56,8 +55,13 @@ _ATTEMPTS: Final = 8
 _LOCK_SECONDS: Final = 1
 """That the server waits for a lock by itself: it does not know when we have given up."""
 _RELEASE_SECONDS: Final = 1.0
-_RECYCLE_SECONDS: Final = 1800
-"""Age at which a connection is replaced, well under what firewalls forget idle ones after."""
+_SILENCE_SECONDS: Final = 30
+"""After which the server ends a connection that asks nothing, and frees the locks that it holds:
+its process may be frozen, or its machine gone."""
+_ALIVE_SECONDS: Final = 8
+"""Between two questions of a connection that holds a lock."""
+_RECYCLE_SECONDS: Final = 20
+"""Age at which a connection is replaced, so that the server does not end one in the pool."""
 _BUSY_MILLISECONDS: Final = 500
 """That SQLite itself waits for a writer of another process: a wait that cannot be cancelled."""
 _SQLITE_NOT_NOW: Final = frozenset(
@@ -451,10 +455,8 @@ class MySQLDatabase(Database):
         if connection is None:
             yield None
             return
-        try:
-            yield partial(self._ensure_held, connection, lock)
-        finally:
-            await _unlock(connection, lock)
+        async with self._kept(connection, lock) as ensure_held:
+            yield ensure_held
 
     def _lock_name(self, purpose: str) -> str:
         # Locks are the whole server's, and their names have at most 64 characters.
@@ -464,11 +466,32 @@ class MySQLDatabase(Database):
     @contextlib.asynccontextmanager
     async def _locked(self, purpose: str) -> AsyncIterator[EnsureHeld]:
         name = self._lock_name(purpose)
-        connection = await self._lock(name)
+        async with self._kept(await self._lock(name), name) as ensure_held:
+            yield ensure_held
+
+    @contextlib.asynccontextmanager
+    async def _kept(self, connection: AsyncConnection, name: str) -> AsyncIterator[EnsureHeld]:
+        """Keeps a lock that the connection holds for as long as this process runs."""
+        asking = asyncio.Lock()  # a connection takes one question at a time
+
+        async def ensure_held() -> None:
+            async with asking:
+                await self._ensure_held(connection, name)
+
+        async def say_alive() -> None:
+            while True:
+                await asyncio.sleep(_ALIVE_SECONDS)
+                await ensure_held()
+
+        alive = asyncio.create_task(say_alive(), name=f"hold-{name.rsplit(maxsplit=1)[-1]}")
         try:
-            yield partial(self._ensure_held, connection, name)
+            yield ensure_held
         finally:
-            await _unlock(connection, name)
+            alive.cancel()
+            try:
+                await asyncio.gather(alive, return_exceptions=True)
+            finally:
+                await _unlock(connection, name)
 
     async def _ensure_held(self, connection: AsyncConnection, name: str) -> None:
         # A connection that was lost is not made again within the transaction that is open on it.
@@ -567,6 +590,14 @@ class _Connection(aiomysql.Connection):  # type: ignore[misc]
             )
         await super()._request_authentication()
 
+    async def ensure_closed(self) -> None:
+        """Closes it, also where the server has ended it, and nobody takes the goodbye."""
+        try:
+            with contextlib.suppress(OSError):
+                await super().ensure_closed()
+        finally:
+            self.close()
+
 
 async def connect_mysql(**arguments: Any) -> aiomysql.Connection:
     """A connection of the driver's, for SQLAlchemy."""
@@ -603,7 +634,8 @@ def _engine(
             "ssl": tls,
             # TRADITIONAL: what does not fit is an error, never cut off or made up.
             "init_command": "SET SESSION sql_mode = 'TRADITIONAL',"
-            f" innodb_lock_wait_timeout = {lock_seconds}, lock_wait_timeout = {lock_seconds}",
+            f" innodb_lock_wait_timeout = {lock_seconds}, lock_wait_timeout = {lock_seconds},"
+            f" wait_timeout = {_SILENCE_SECONDS}",
         },
         **arguments,
     )

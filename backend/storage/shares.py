@@ -359,6 +359,14 @@ class ShareTable:
 
     # Seeing
 
+    async def newest(self) -> int:
+        """The highest id of all loads that were ever begun; 0 where none was."""
+
+        async def read(connection: AsyncConnection) -> int:
+            return (await connection.scalar(sa.select(sa.func.max(_loads.c.id)))) or 0
+
+        return await self._database.read(read)
+
     async def running(self) -> list[Share]:
         """The loads that run, oldest first."""
         open_ = _chunks.c.is_done == sa.false()

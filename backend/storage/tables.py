@@ -51,6 +51,7 @@ collections = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("store", sa.String(255)),  # null in no row: a column that came later
     sa.Column("other_store", sa.String(255)),
+    sa.Column("written", sa.BigInteger, nullable=False, server_default="0"),
     **_NUMBERED,
 )
 images = sa.Table(

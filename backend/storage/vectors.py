@@ -162,15 +162,22 @@ class VectorStore(Protocol):
         """Removes the collection where it exists."""
         ...
 
-    async def upsert(self, store: str, rows: Sequence[ObjectVector]) -> None:
-        """Writes rows, replacing those of the same ids; they are found by the next search."""
+    async def upsert(self, store: str, rows: Sequence[ObjectVector]) -> int:
+        """Writes rows, replacing those of the same ids; they are found by the next search.
+
+        Returns the engine's timestamp of that, for `catch_up`; 0 where it has none.
+        """
         ...
 
-    async def insert(self, store: str, rows: Sequence[ObjectVector]) -> None:
+    async def insert(self, store: str, rows: Sequence[ObjectVector]) -> int:
         """As `upsert`, of rows whose ids the store has never been given, and is given this once.
 
         After a failure some or all of them may be there, or still come.
         """
+        ...
+
+    def catch_up(self, store: str, written: int) -> None:
+        """Reads from now on see what any process had written up to that timestamp of `upsert`."""
         ...
 
     async def delete_images(
@@ -341,23 +348,31 @@ class _Milvus(ABC):
             await self._ask("drop_collection", store)
         self._written.pop(store, None)
 
-    async def upsert(self, store: str, rows: Sequence[ObjectVector]) -> None:
+    async def upsert(self, store: str, rows: Sequence[ObjectVector]) -> int:
         """See `VectorStore.upsert`."""
-        await self._write("upsert_rows", store, rows)
+        return await self._write("upsert_rows", store, rows)
 
-    async def insert(self, store: str, rows: Sequence[ObjectVector]) -> None:
+    async def insert(self, store: str, rows: Sequence[ObjectVector]) -> int:
         """See `VectorStore.insert`."""
         # A call whose connection breaks is made again, which must not write a row twice.
-        await self._write("upsert_rows", store, rows)
+        return await self._write("upsert_rows", store, rows)
 
     async def _write(
         self, call: str, store: str, rows: Sequence[ObjectVector], **options: Any
-    ) -> None:
+    ) -> int:
+        latest = 0
         if not rows:
-            return
+            return latest
         for chunk in _chunks(rows, max(1, _UPSERT_BYTES // rows[0].vector.nbytes)):
             answer = await self._ask(call, store, [vars(row) for row in chunk], **options)
-            self._note(store, answer.timestamp)
+            latest = max(latest, answer.timestamp)
+            self._note(store, latest)
+        return latest
+
+    def catch_up(self, store: str, written: int) -> None:
+        """See `VectorStore.catch_up`."""
+        if written:
+            self._note(store, written)
 
     async def delete_images(
         self, store: str, image_ids: Sequence[int], *, keep: Sequence[int] = ()
@@ -420,6 +435,14 @@ class _Milvus(ABC):
 
     async def vectors(self, store: str, ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
         """See `VectorStore.vectors`."""
+        found = await self._vectors(store, ids)
+        if missing := [each for each in ids if each not in found]:
+            # They are gone, or another process has written them just now.
+            self._note(store, await self._ask("alloc_timestamp"))
+            found |= await self._vectors(store, missing)
+        return found
+
+    async def _vectors(self, store: str, ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
         found: dict[int, NDArray[np.float32]] = {}
         for chunk in _chunks(ids, _VECTORS_PER_QUERY):
             now = await self._look_at(store)
@@ -656,11 +679,11 @@ class MilvusLite(_Milvus):
             raise
         return cls(process, timeout, folder)
 
-    async def insert(self, store: str, rows: Sequence[ObjectVector]) -> None:
+    async def insert(self, store: str, rows: Sequence[ObjectVector]) -> int:
         """See `VectorStore.insert`."""
         # It looks through the whole collection for what an upsert is to replace: at 60,000 rows
         # that takes ten times as long as this. Tried once: no row must be there twice.
-        await self._write("insert_rows", store, rows, retry_times=0)
+        return await self._write("insert_rows", store, rows, retry_times=0)
 
     async def _connection(self) -> _Handler:
         if self._restart is None and not self._process.is_running:

@@ -27,7 +27,7 @@ _SIZES: Final = {"1k": 1_000, "10k": 10_000, "100k": 100_000}
 _LOADED: Final = 50
 """Photos of a load."""
 _QUERIES: Final = 40
-_ROUNDS: Final = 5
+_ROUNDS: Final = 4
 _RATIOS: Final[Ratios] = {
     "load_100k_over_1k": ("load_ms", "100k", "1k"),
     "search_100k_over_10k": ("p50_ms", "100k", "10k"),

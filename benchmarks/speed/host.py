@@ -24,7 +24,7 @@ __all__ = ["measure", "rows"]
 _PHOTOS: Final = 2000
 _OBJECTS: Final = 2
 """That the models find in a photo: as the small pair does, to the nearest whole one."""
-_ROUNDS: Final = 5
+_ROUNDS: Final = 4
 
 
 def measure(bench: Bench) -> dict[str, Any]:

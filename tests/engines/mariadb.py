@@ -15,7 +15,7 @@ from typing import Any
 import pymysql  # type: ignore[import-untyped]
 
 from backend.storage.databases import MySQLOptions
-from tests.engines.process import EngineProcess, free_port, missing_engine
+from tests.engines.process import EngineProcess, lasting_port, missing_engine
 
 __all__ = ["MariaDBProcess"]
 
@@ -32,7 +32,7 @@ class MariaDBProcess(EngineProcess):
     def __init__(self, folder: Path, *, options: Sequence[str] = ()) -> None:
         """`options` are further flags of the server."""
         super().__init__(folder)
-        self.port = free_port()
+        self.port = lasting_port()
         self._options = options
         # A Unix socket's path has at most 107 bytes.
         self._sockets = Path(tempfile.mkdtemp(prefix="mariadb-"))

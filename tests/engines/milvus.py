@@ -17,7 +17,7 @@ import psutil
 from pymilvus.grpc_gen import milvus_pb2, milvus_pb2_grpc
 
 from tests.engines import confined
-from tests.engines.process import EngineProcess, free_port, missing_engine
+from tests.engines.process import EngineProcess, lasting_port, missing_engine
 
 __all__ = ["MilvusProcess"]
 
@@ -47,7 +47,7 @@ class MilvusProcess(EngineProcess):
         `options` are settings of Milvus, such as "proxy.timeTickInterval".
         """
         super().__init__(folder)
-        self.port = free_port()
+        self.port = lasting_port()
         self._certificate = certificate
         self._options = {
             "common.security.authorizationEnabled": str(authorization).lower(),

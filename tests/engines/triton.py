@@ -20,7 +20,7 @@ import psutil
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
-from tests.engines.process import EngineProcess, free_port, missing_engine
+from tests.engines.process import EngineProcess, lasting_port, missing_engine
 from tests.service import SMALL_PAIR
 
 __all__ = ["REPOSITORY", "TritonProcess"]
@@ -61,7 +61,7 @@ class TritonProcess(EngineProcess):
         """
         _check_installation()
         super().__init__(folder)
-        self.port = free_port()
+        self.port = lasting_port()
         self.address = f"127.0.0.1:{self.port}"
         self.repository = repository
         self._models = models

@@ -459,6 +459,19 @@ async def test_only_what_is_pending_can_be_finished_and_what_was_not_is_told(
     assert await catalog.finish_images([indexed], {}) == []
 
 
+async def test_a_collection_knows_when_its_vectors_were_last_written(catalog: Catalog) -> None:
+    collection, other = await ensure(catalog), await ensure(catalog, "other")
+    assert collection.written == 0
+    hybrid = 469_000_000_000_000_000  # Milvus': milliseconds and a counter, in 64 bits
+    for timestamp, last in ((hybrid, hybrid), (5, hybrid), (hybrid + 1, hybrid + 1)):
+        [stored] = await catalog.begin_images(collection.id, [new_photo(f"/{timestamp}", [CAT])])
+        await catalog.finish_images([stored.id], {}, written={collection.id: timestamp})
+        now = await catalog.collection_by_id(collection.id)
+        assert now is not None
+        assert now.written == last
+    assert await catalog.collection_by_id(other.id) == other
+
+
 # Photos: undoing
 
 

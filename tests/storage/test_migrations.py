@@ -196,7 +196,7 @@ async def test_a_catalog_of_a_newer_version_is_refused_and_left_as_it_is(
 
     await catalog._database.write(stamp)
     await catalog.close()
-    with pytest.raises(ConfigurationError, match=r"newer version .* 9999, .* 0006"):
+    with pytest.raises(ConfigurationError, match=r"newer version .* 9999, .* 0007"):
         await open_catalog()
 
 

@@ -151,7 +151,7 @@ async def test_a_process_that_dies_is_started_again_with_all_that_was_acknowledg
 
 async def test_after_a_death_the_first_call_of_each_kind_is_answered(vectors: MilvusLite) -> None:
     await vectors.upsert(STORE, _rows(_unit(4)))
-    calls: tuple[Callable[[], Awaitable[None]], ...] = (
+    calls: tuple[Callable[[], Awaitable[object]], ...] = (
         lambda: vectors.upsert(STORE, _rows(_unit(2), first=5)),
         lambda: vectors.delete(STORE, [1]),
         lambda: vectors.create("photos_2", DIMENSION),

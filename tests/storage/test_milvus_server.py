@@ -109,6 +109,34 @@ async def test_a_service_that_starts_anew_finds_all_that_another_has_written(
             await fresh.close()
 
 
+async def test_one_that_catches_up_finds_what_another_has_just_written(
+    vectors: MilvusServer, options: MilvusOptions
+) -> None:
+    other = await MilvusServer.open(options, timeout=20)
+    try:
+        await other.search(STORE, UNITS[:1], 1)  # from now on it names its own last write
+        for i in range(8):
+            written = await vectors.upsert(STORE, _rows([i]))
+            other.catch_up(STORE, written)
+            other.catch_up(STORE, 1)  # an older one
+            assert await _misplaced(other, [i]) == []
+    finally:
+        await other.close()
+
+
+async def test_vectors_that_another_has_just_written_are_given_out(
+    vectors: MilvusServer, options: MilvusOptions
+) -> None:
+    other = await MilvusServer.open(options, timeout=20)
+    try:
+        await other.search(STORE, UNITS[:1], 1)
+        for i in range(8):
+            await vectors.upsert(STORE, _rows([i]))
+            assert set(await other.vectors(STORE, [i, 1000])) == {i}
+    finally:
+        await other.close()
+
+
 async def test_a_delete_meets_rows_of_which_another_connection_was_never_told(
     vectors: MilvusServer, options: MilvusOptions
 ) -> None:

@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from backend.deadlines import deadline
 from backend.errors import ConfigurationError, EngineUnavailable
+from backend.storage import databases
 from backend.storage.catalog import Catalog, KeptAnswer, MySQLOptions, NewObject, path_key, utc_now
 from backend.storage.databases import connect_mysql
 from tests.engines.mariadb import MariaDBProcess
@@ -164,6 +165,8 @@ async def test_a_transaction_whose_connection_is_cut_off_is_run_again(
 async def test_a_frozen_server_costs_the_deadline_and_nothing_once_it_goes_on(
     server: MariaDBProcess,
 ) -> None:
+    async with _opened(_own(server)):
+        pass  # making the tables may take more than a second
     async with _opened(_own(server, pool_size=3), timeout=1) as catalog:
         collection = await ensure(catalog)
         await index(catalog, collection, ["/a"], [CAT])
@@ -211,6 +214,8 @@ async def _until(condition: Callable[[], bool]) -> None:
 async def test_a_catalog_is_closed_at_once_while_the_server_is_frozen(
     server: MariaDBProcess,
 ) -> None:
+    async with _opened(_own(server)):
+        pass  # making the tables may take more than a second
     catalog = await Catalog.open_mysql(_own(server), timeout=1)
     await asyncio.gather(*(catalog.ping() for _ in range(10)))
     server.freeze()
@@ -505,6 +510,23 @@ async def test_whoever_is_kept_out_is_told_in_time(options: MySQLOptions) -> Non
                 await _enter(two.exclusive())
         with _at_most(4):
             await _enter(two.exclusive())
+
+
+async def test_one_that_is_frozen_keeps_nobody_out_for_long(
+    options: MySQLOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(databases, "_SILENCE_SECONDS", 3)
+    monkeypatch.setattr(databases, "_ALIVE_SECONDS", 0.5)
+    async with _opened(options) as one, _opened(options) as two:
+        async with one.exclusive() as ensure_held:
+            await asyncio.sleep(4)  # at other engines, say
+            await ensure_held()
+        monkeypatch.setattr(databases, "_ALIVE_SECONDS", 3600)  # what a frozen one does
+        async with one.exclusive() as ensure_held:
+            with deadline(20):
+                await _enter(two.exclusive())
+            with pytest.raises(EngineUnavailable):
+                await ensure_held()
 
 
 async def test_catalogs_of_one_server_do_not_keep_each_other_out(

@@ -43,6 +43,9 @@ _TIMEOUT: Final = 600.0
 _GONE_SECONDS: Final = 30.0
 _NONE: Final = np.empty((0, 0), np.float32)
 
+_OWN_COLUMNS: Final = ("id", "collection_id")
+"""Of a photo's row, what tells it from that of another collection."""
+
 Row: TypeAlias = tuple[Any, ...]
 
 
@@ -180,7 +183,7 @@ async def _compare(settings: Mapping[str, str], seconds: Mapping[str, float]) ->
             found[_table(way)] = {
                 "seconds": took,
                 "photos": len(rows),
-                "failed": sum(state == "failed" for row, _ in rows.values() for state in row[6:7]),
+                "failed": sum("failed" in row for row, _ in rows.values()),
                 "objects": sum(len(vectors) for _, vectors in rows.values()),
                 "vectors_missing": len(report.missing),
                 "vectors_of_nobody": len(report.orphaned),
@@ -203,11 +206,7 @@ async def _rows(services: Services, table: str) -> dict[str, tuple[Row, NDArray[
             vectors = await services.vectors.vectors(
                 collection.store, [place.id for place in places]
             )
-            row = tuple(
-                value
-                for name, value in asdict(image).items()
-                if name not in ("id", "collection_id")
-            )
+            row = tuple(value for name, value in asdict(image).items() if name not in _OWN_COLUMNS)
             of_objects = tuple((place.label, place.score, place.box) for place in places)
             kept = [vectors[place.id] for place in places if place.id in vectors]
             found[image.path] = ((*row, of_objects), np.stack(kept) if kept else _NONE)

@@ -5,7 +5,6 @@ may be repeated without harm: rows are upserted by the catalog's ids, deletes na
 """
 
 import asyncio
-import contextlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -73,7 +72,11 @@ _HITS_PARAMETERS: Final = ("ef", "search_list", "reorder_k")
 """Of searching an index: how many candidates it looks at, which must not be less than the hits."""
 
 _IMPORT_POLL_SECONDS: Final = 0.2
-_IMPORT_FAILED: Final = (BulkInsertState.ImportFailed, BulkInsertState.ImportFailedAndCleaned)
+_IMPORT_OVER: Final = (
+    BulkInsertState.ImportCompleted,
+    BulkInsertState.ImportFailed,
+    BulkInsertState.ImportFailedAndCleaned,
+)
 
 _READS: Final = frozenset({"search", "query"})
 _NOT_LOADED: Final = frozenset({101, 103})
@@ -693,33 +696,35 @@ class MilvusServer(_Milvus):
         if self._stage is None or not rows:
             return await super().insert(store, rows)
         async with self._stage(_schema(rows[0].vector.size), rows) as files:
-            number = await self._ask("bulk_insert", store, files)
-            await self._until_over(number)
+            state = await self._until_over(await self._ask("bulk_insert", store, files))
+        if state.state != BulkInsertState.ImportCompleted:
+            _log.error("vectors.import_failed", task=state.task_id, reason=state.failed_reason)
+            why = state.failed_reason or "it gives no reason"
+            raise ServiceError(self._says(f"could not import the vectors: {why}"))
+        await self._load_imported(store)
         written: int = await self._ask("alloc_timestamp")
         self._note(store, written)
-        # Imported rows are found a moment later, when they are in memory.
-        last = max(rows, key=lambda row: row.id).id
-        while not await self._query(store, f"id == {last}", written, limit=1):
-            await asyncio.sleep(_IMPORT_POLL_SECONDS)
         return written
 
-    async def _until_over(self, number: int) -> None:
+    async def _load_imported(self, store: str) -> None:
+        """Imported rows are found, and can be deleted, when they are in memory."""
+        await self._ask("load_collection", store, _refresh=True)
+
+    async def _until_over(self, number: int) -> BulkInsertState:
         while True:
-            state = await self._ask("bulk_insert_state", number)
-            if state.state == BulkInsertState.ImportCompleted:
-                return
-            if state.state in _IMPORT_FAILED:
-                _log.error("vectors.import_failed", task=number, reason=state.failed_reason)
-                why = state.failed_reason or "it gives no reason"
-                raise ServiceError(self._says(f"could not import the vectors: {why}"))
+            state: BulkInsertState = await self._ask("bulk_insert_state", number)
+            if state.state in _IMPORT_OVER:
+                return state
             await asyncio.sleep(_IMPORT_POLL_SECONDS)
 
     async def settle(self, store: str) -> None:
         """See `VectorStore.settle`; an import goes on though whoever has begun it is gone."""
-        for state in await self._ask("bulk_inserts", store):
-            if state.state not in (BulkInsertState.ImportCompleted, *_IMPORT_FAILED):
-                with contextlib.suppress(ServiceError):  # it has failed: nothing will come of it
-                    await self._until_over(state.task_id)
+        imports = await self._ask("bulk_inserts", store)
+        for each in imports:
+            if each.state not in _IMPORT_OVER:
+                await self._until_over(each.task_id)
+        if imports:
+            await self._load_imported(store)
 
     async def _connection(self) -> _Handler:
         return self._handler

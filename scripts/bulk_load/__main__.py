@@ -5,34 +5,27 @@ Exit codes: 0 done, 1 photos or the whole have failed, 2 the command or a settin
 
 import argparse
 import asyncio
-import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Final
 
-from backend.app import Services, open_services
+from backend.app import open_services
 from backend.console import say, show_load
-from backend.cores import count_cores
 from backend.errors import ConfigurationError, ServiceError
 from backend.flags import add_settings, take_settings
 from backend.logs import configure_logging
 from backend.settings import Settings
 from backend.storage.vectors import MilvusServer
 
-# Before Ray is imported: it tells nobody outside what it is used for.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
-import ray
-import ray.data
-
-from scripts.bulk_load.loading import BulkLoad
-from scripts.bulk_load.staging import Staging
+try:
+    from scripts.bulk_load.loading import BulkLoad
+    from scripts.bulk_load.staging import Staging
+except ModuleNotFoundError as missing:
+    say(f"error: {missing.name} is not installed: pip install '.[bulk]'")
+    raise SystemExit(2) from None
 
 _COMMIT_PHOTOS: Final = 4096
-_START_SECONDS: Final = 120
-"""For a local Ray to start on a busy machine."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,8 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = take_settings(options)
         configure_logging(settings.log_level)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with _ray(options["address"]):
-            return asyncio.run(_load(settings, options))
+        return asyncio.run(_load(settings, options))
     except ConfigurationError as error:
         say(f"error: {error}")
         return 2
@@ -100,36 +92,14 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-@contextmanager
-def _ray(address: str | None) -> Iterator[None]:
-    """Ray, connected to, or started on this machine for as long as this process runs."""
-    try:
-        if address is None:
-            ray.init(
-                num_cpus=count_cores(),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="error",
-                _node_ip_address="127.0.0.1",
-                namespace="bulk-load",
-            )
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        where = "on this machine" if address is None else f"at --address {address}"
-        raise ConfigurationError(f"there is no Ray {where}: {error}") from None
-    # In a terminal this command has a bar of its own; the cluster's dashboard shows Ray's.
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 async def _load(settings: Settings, options: dict[str, Any]) -> int:
+    staging = _staging(settings, options["import_files"])
     async with open_services(settings, owns=False) as services:
-        _choose_way(services, options["import_files"])
-        bulk = BulkLoad(services, settings, commit_photos=options["commit_photos"])
+        if staging is not None and isinstance(services.vectors, MilvusServer):
+            services.vectors.import_through(staging)
+        bulk = BulkLoad(
+            services, settings, address=options["address"], commit_photos=options["commit_photos"]
+        )
         load = await bulk.start(options["sources"], options["table"] or settings.default_table)
         try:
             await show_load(load)
@@ -140,15 +110,15 @@ async def _load(settings: Settings, options: dict[str, Any]) -> int:
         return 1 if load.counts.failed else 0
 
 
-def _choose_way(services: Services, import_files: str | None) -> None:
-    if import_files is None:
-        return
-    if not isinstance(services.vectors, MilvusServer):
+def _staging(settings: Settings, address: str | None) -> Staging | None:
+    if address is None:
+        return None
+    if settings.milvus_host is None:
         raise ConfigurationError(
             "--import-files is for a Milvus server (MILVUS_HOST): Milvus Lite imports no files,"
             " leave it out"
         )
-    services.vectors.import_through(Staging(import_files))
+    return Staging(address)
 
 
 if __name__ == "__main__":

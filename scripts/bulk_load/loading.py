@@ -11,8 +11,6 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any, Final
 
-import ray
-import ray.data
 import structlog
 
 from backend.app import Services
@@ -23,11 +21,12 @@ from backend.scanning import FoundPhoto
 from backend.settings import Settings
 from backend.storage.catalog import Image, TouchedImage, path_key
 from backend.writing import PreparedPhoto
+from scripts.bulk_load.cluster import connected, ray
 from scripts.bulk_load.preparer import Outcome, Preparer, Task, pack, unpack
 
 __all__ = ["BulkLoad"]
 
-_log = structlog.get_logger(__name__)
+_log = structlog.get_logger("backend.bulk_load")
 
 _LOOKUP_PHOTOS: Final = 500
 """Photos whose rows are looked up with one query."""
@@ -40,12 +39,15 @@ _NO_PASSWORDS: Final = {"mysql_pwd": "", "milvus_token": ""}
 
 
 class BulkLoad:
-    """Loads folders into a collection on the Ray that this process is connected to."""
+    """Loads folders into a collection, on Ray."""
 
-    def __init__(self, services: Services, settings: Settings, *, commit_photos: int) -> None:
-        """`commit_photos`: written together; each commit is one import of Milvus'."""
+    def __init__(
+        self, services: Services, settings: Settings, *, address: str | None, commit_photos: int
+    ) -> None:
+        """`address`: see `connected`; `commit_photos`: written together, and imported."""
         self._services = services
         self._settings = settings
+        self._address = address
         self._commit_photos = commit_photos
 
     async def start(self, sources: Sequence[str], table: str) -> Load:
@@ -54,7 +56,6 @@ class BulkLoad:
         Raises:
             InvalidInput, Forbidden, NotFound: a source is no folder that photos may be loaded from.
             EmbedderMismatch: the collection was filled by another embedder.
-            ConfigurationError: no machine of the cluster can hold the models.
         """
         indexer = self._services.indexer
         scans = [await indexer.scan(source) for source in sources]
@@ -72,10 +73,12 @@ class BulkLoad:
         return load
 
     async def _run(self, load: Load) -> None:
-        tasks = await self._to_do(load)
-        if not tasks:
-            load.end("done")
-            return
+        if tasks := await self._to_do(load):
+            with connected(self._address):
+                await self._do(load, tasks)
+        load.end("done")
+
+    async def _do(self, load: Load, tasks: Sequence[Task]) -> None:
         memory = await self._measure(tasks)
         batch: list[Outcome] = []
         async for outcomes in _outcomes(tasks, self._preparers(memory)):
@@ -84,7 +87,6 @@ class BulkLoad:
                 await self._write(load, batch[: self._commit_photos])
                 del batch[: self._commit_photos]
         await self._write(load, batch)
-        load.end("done")
 
     async def _to_do(self, load: Load) -> list[Task]:
         """The photos that are not indexed as they are, each with its row."""
@@ -103,9 +105,10 @@ class BulkLoad:
 
     async def _measure(self, tasks: Sequence[Task]) -> int:
         """Bytes that one actor needs, as one has that prepares the first photos."""
-        probe = ray.remote(Preparer).options(num_cpus=1).remote(self._actors_settings())
+        actors: Any = ray.remote(Preparer)
+        probe = actors.options(num_cpus=1).remote(self._actors_settings())
         try:
-            peak = await probe.peak_memory.remote(pack(tasks[:_BLOCK_PHOTOS]))
+            peak: int = await probe.peak_memory.remote(pack(tasks[:_BLOCK_PHOTOS]))
         finally:
             ray.kill(probe)
         return math.ceil(_MEMORY_MARGIN * peak)
@@ -134,7 +137,7 @@ class BulkLoad:
             )
         return {
             "fn_constructor_args": (self._actors_settings(),),
-            "concurrency": (1, actors) if actors > 1 else 1,
+            "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
             "num_cpus": cores,
             "memory": memory,
         }

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 # Before Ray is imported: it tells nobody outside what it is used for, and us of failures alone.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray

@@ -30,7 +30,7 @@ _log = structlog.get_logger("backend.bulk_load")
 
 _LOOKUP_PHOTOS: Final = 500
 """Photos whose rows are looked up with one query."""
-_BLOCK_PHOTOS: Final = 64
+_BLOCK_PHOTOS: Final = 32
 """Photos that an actor takes at a time: as many as keep all of a machine's cores busy."""
 _MEMORY_MARGIN: Final = 1.25
 """An actor is given more memory than one has needed for its first photos."""

@@ -46,6 +46,7 @@ from backend.errors import (
     UnsupportedFormat,
 )
 from backend.files import EVERYWHERE, note_address, owners_address, sync_folder
+from backend.flags import add_settings, take_settings
 from backend.http import limits
 from backend.http.connections import CONNECTIONS, Site
 from backend.http.draining import DRAINING, drain_at_sigterm
@@ -56,7 +57,7 @@ from backend.logs import configure_logging
 from backend.names import check_collection_name
 from backend.remote import fetch_export, send_import
 from backend.searching import PhotoHit
-from backend.settings import Settings, default_text
+from backend.settings import Settings
 
 _log = structlog.get_logger("backend")
 
@@ -74,11 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
     run: Callable[[Settings, dict[str, Any]], Awaitable[int]] = options.pop("run")
     stopped_code: int = options.pop("stopped_code")
-    values = {name: options.pop(name) for name in Settings.model_fields}
-    # An empty flag counts as unset, as an empty variable does.
-    flags = {name: value for name, value in values.items() if value}
     try:
-        settings = Settings.load(**flags)
+        settings = take_settings(options)
         configure_logging(settings.log_level)
         return asyncio.run(_until_stopped(run(settings, options), stopped_code))
     except ConfigurationError as error:
@@ -226,17 +224,7 @@ def _command(
         name, help=description, description=description.capitalize() + ".", allow_abbrev=False
     )
     command.set_defaults(run=run, stopped_code=1)
-    group = command.add_argument_group(
-        "settings", "Each comes from its flag, else from the environment variable in brackets."
-    )
-    for field, info in Settings.model_fields.items():
-        shown = default_text(field) or "unset"
-        group.add_argument(
-            f"--{field.replace('_', '-')}",
-            metavar="VALUE",
-            # A percent sign would be one of argparse's own placeholders.
-            help=f"{info.description} [{field.upper()}; default: {shown}]".replace("%", "%%"),
-        )
+    add_settings(command)
     return command
 
 

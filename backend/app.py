@@ -48,6 +48,7 @@ from backend.indexing import Indexer
 from backend.keys import KeyRing
 from backend.metrics import Metrics
 from backend.places import PhotoPlaces
+from backend.preparing import PhotoPreparer
 from backend.queries import QueryPhotos
 from backend.readiness import Readiness
 from backend.repairing import Repairer
@@ -128,13 +129,7 @@ async def open_services(
         if settings.milvus_host is None or settings.mysql_host is None:
             stack.enter_context(_locked(settings.data_dir))
         _check_uploads(settings.uploads)
-        decoders = Decoders(
-            max_pixels=settings.max_pixels,
-            max_frames=settings.max_frames,
-            max_bytes=max(settings.max_file_bytes, settings.max_upload_bytes),
-            seconds=settings.decode_timeout,
-        )
-        stack.push_async_callback(asyncio.to_thread, decoders.close)
+        decoders = _open_decoders(settings, stack)
         try:
             async with asyncio.TaskGroup() as opening:
                 models = opening.create_task(
@@ -164,15 +159,7 @@ async def open_services(
             owns=owns,
         )
         stack.push_async_callback(writer.close)
-        # What others have uploaded, or searched with, is nobody's to load into a collection.
-        ours = (settings.uploads, settings.thumbnails, settings.queries)
-        loadable = PhotoPlaces(
-            PhotoFolders(settings.photo_roots, without=ours),
-            settings.photo_stores,
-            max_file_bytes=settings.max_file_bytes,
-        )
-        loadable.check_installed()
-        stack.push_async_callback(loadable.close)
+        loadable = _open_loadable(settings, stack)
         places = loadable.with_folder(settings.uploads)
         indexer = Indexer(
             settings,
@@ -213,6 +200,27 @@ async def open_services(
 
 
 @asynccontextmanager
+async def open_preparer(
+    settings: Settings, *, on_wait: OnWait = lambda engine, problem: None
+) -> AsyncIterator[tuple[PhotoPreparer, PhotoPlaces]]:
+    """What prepares photos, and the places that they may lie in: neither catalog nor vectors.
+
+    Raises:
+        ConfigurationError: the models and the settings do not fit together.
+    """
+    cv2.setNumThreads(1)  # as in `open_services`
+    async with AsyncExitStack() as stack:
+        figures = Metrics(_traces(settings))
+        await stack.enter_async_context(figures.traces.sending())
+        decoders = _open_decoders(settings, stack)
+        places = _open_loadable(settings, stack)
+        analyzer = await _when_available(
+            partial(_open_models, settings, figures, decoders, stack), on_wait
+        )
+        yield PhotoPreparer(analyzer, max_file_bytes=settings.max_file_bytes), places
+
+
+@asynccontextmanager
 async def open_keys(settings: Settings) -> AsyncIterator[KeyTable]:
     """The catalog's API keys, and nothing else: also while a service runs on the same data.
 
@@ -233,6 +241,30 @@ async def open_keys(settings: Settings) -> AsyncIterator[KeyTable]:
 
 def _traces(settings: Settings) -> Traces:
     return Traces(settings.otel_exporter_otlp_endpoint, settings.otel_service_name)
+
+
+def _open_decoders(settings: Settings, stack: AsyncExitStack) -> Decoders:
+    decoders = Decoders(
+        max_pixels=settings.max_pixels,
+        max_frames=settings.max_frames,
+        max_bytes=max(settings.max_file_bytes, settings.max_upload_bytes),
+        seconds=settings.decode_timeout,
+    )
+    stack.push_async_callback(asyncio.to_thread, decoders.close)
+    return decoders
+
+
+def _open_loadable(settings: Settings, stack: AsyncExitStack) -> PhotoPlaces:
+    # What others have uploaded, or searched with, is nobody's to load into a collection.
+    ours = (settings.uploads, settings.thumbnails, settings.queries)
+    loadable = PhotoPlaces(
+        PhotoFolders(settings.photo_roots, without=ours),
+        settings.photo_stores,
+        max_file_bytes=settings.max_file_bytes,
+    )
+    loadable.check_installed()
+    stack.push_async_callback(loadable.close)
+    return loadable
 
 
 async def _open_models(

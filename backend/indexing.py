@@ -20,23 +20,16 @@ from functools import partial
 from itertools import chain
 from typing import Final, TypeAlias, TypeVar, TypeVarTuple
 
-import numpy as np
 import structlog
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from backend.analysis import AnalyzedPhoto, PhotoAnalyzer
-from backend.budget import Budget
+from backend.analysis import PhotoAnalyzer
 from backend.cores import count_cores
 from backend.deadlines import acquire, deadline, time_left
 from backend.errors import (
     Conflict,
     EngineUnavailable,
-    InvalidImage,
     NotFound,
-    OutOfProcesses,
     ServiceError,
-    StoreRefuses,
-    StoreUnavailable,
     Unavailable,
 )
 from backend.loads import (
@@ -52,6 +45,7 @@ from backend.metrics import LoadProgress, Metrics
 from backend.names import check_collection_name
 from backend.pace import Pace
 from backend.places import PhotoPlaces
+from backend.preparing import PhotoPreparer, is_unchanged
 from backend.scanning import FolderScan, FoundPhoto
 from backend.settings import Settings
 from backend.sharing import SharedLoads
@@ -80,8 +74,6 @@ _LOWEST_PACE: Final = 2 * count_cores()
 """Photos of a load in flight at least: on each core one, and one that is read meanwhile."""
 _HIGHEST_PACE: Final = 256
 """At most: a GPU's batches are full with fewer."""
-_FILE_BYTES_IN_MEMORY: Final = 2**29
-"""Of the files of photos in flight, 512 MiB, or one that is larger."""
 _LOOKUP_CHUNK: Final = 500
 """Photos whose rows are looked up with one query."""
 _COMMIT_PHOTOS: Final = 64
@@ -92,9 +84,6 @@ _FILE_THREADS: Final = 4
 """Threads that read and hash files: enough to keep one disk busy."""
 _ENDED_LOADS_KEPT: Final = 100
 """Loads that have ended and are kept in memory with their failures."""
-_DECODER_SECONDS: Final = 60.0
-"""That a load waits for a process to decode a photo in, where the machine has none to give."""
-_MAX_WAIT_SECONDS: Final = 5.0
 _ATTEMPTS: Final = 10
 _PATIENCE_SECONDS: Final = 300.0
 """With a step for which an engine fails again and again though it is ready in between: after so
@@ -134,8 +123,10 @@ class Indexer:
         self._traces = figures.traces
         fixed = settings.load_concurrency
         self._pace = Pace(fixed or _LOWEST_PACE, fixed or _HIGHEST_PACE)
-        self._bytes = Budget(_FILE_BYTES_IN_MEMORY)
         self._files = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="files")
+        self._preparer = PhotoPreparer(
+            analyzer, max_file_bytes=settings.max_file_bytes, files=self._files
+        )
         self._starting = asyncio.Lock()  # one load at a time is looked up and registered
         self._turn = asyncio.Lock()  # one load at a time runs: the networks are the work
         self._active: list[Load] = []
@@ -448,7 +439,7 @@ class Indexer:
                         known = [
                             (photo, rows.get(key)) for photo, key in zip(chunk, keys, strict=True)
                         ]
-                        changed = [pair for pair in known if not _is_unchanged(*pair)]
+                        changed = [pair for pair in known if not is_unchanged(*pair)]
                         if unchanged := len(known) - len(changed):
                             portion.add(LoadCounts(unchanged=unchanged))
                             await done(portion, unchanged)
@@ -459,9 +450,12 @@ class Indexer:
                             task.add_done_callback(lambda _: self._pace.leave())
             await ready.put(None)
 
+        async def patiently(attempt: Callable[[], Awaitable[_T]]) -> _T:
+            return await self.patiently(load, attempt)
+
         async def work(portion: Portion, photo: FoundPhoto, known: Image | None) -> None:
             with self._traces.work("photo", **{"photo.path": photo.path}):
-                prepared = await self._prepare(load, photo, known, within)
+                prepared = await self._preparer.prepare(photo, known, within, patiently)
             await ready.put((portion, prepared))
 
         async def write() -> None:
@@ -481,78 +475,6 @@ class Indexer:
         async with asyncio.TaskGroup() as group:
             group.create_task(read())
             group.create_task(write())
-
-    async def _prepare(
-        self, load: Load, photo: FoundPhoto, known: Image | None, within: PhotoPlaces
-    ) -> PreparedPhoto | TouchedImage:
-        """Reads and analyses one photo; whatever is wrong with it becomes its error."""
-        sha256 = ""
-        try:
-            if photo.problem:
-                raise InvalidImage(photo.problem)
-            async with self._bytes.part(photo.size):
-                data, sha256 = await self.patiently(load, partial(self._read, photo, within))
-                if known is not None and known.state == "indexed" and known.sha256 == sha256:
-                    return TouchedImage(known.id, photo.size, photo.mtime_ns)
-                analyzed = await self.patiently(load, partial(self._analyze, data))
-        except (StoreUnavailable, StoreRefuses):
-            raise  # it is no fault of the photo's
-        except ServiceError as problem:
-            return self._failed(photo, sha256, str(problem))
-        except OSError as problem:
-            return self._failed(photo, sha256, f"the file cannot be read: {problem.strerror}")
-        except Exception as problem:
-            # Anything else is a fault of ours or of an engine. It is recorded like a bad photo,
-            # because one photo never stops a load, and the next load tries it again.
-            _log.exception("load.photo_broke", path=photo.path)
-            return self._failed(photo, sha256, f"{type(problem).__name__}: {problem}")
-        return PreparedPhoto(
-            NewImage(
-                path=photo.path,
-                path_key=path_key(photo.path),
-                sha256=sha256,
-                size=photo.size,
-                mtime_ns=photo.mtime_ns,
-                width=analyzed.width,
-                height=analyzed.height,
-                objects=analyzed.objects,
-                phash=analyzed.phash,
-            ),
-            analyzed.embeddings,
-        )
-
-    async def _analyze(self, data: bytes) -> AnalyzedPhoto:
-        """As the analyzer does; that there is no process to decode in is waited out for a while."""
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(OutOfProcesses),
-            wait=wait_exponential(max=_MAX_WAIT_SECONDS),
-            stop=stop_after_delay(_DECODER_SECONDS),
-            reraise=True,
-        ):
-            with attempt:
-                return await self._analyzer.analyze(data)
-        raise AssertionError("unreachable")
-
-    def _failed(self, photo: FoundPhoto, sha256: str, reason: str) -> PreparedPhoto:
-        return PreparedPhoto(
-            NewImage(
-                # A name that is not UTF-8 is shown with its odd bytes escaped; its key is exact.
-                path=os.fsencode(photo.path).decode("utf-8", "backslashreplace"),
-                path_key=path_key(photo.path),
-                sha256=sha256,
-                size=photo.size,
-                mtime_ns=photo.mtime_ns,
-                error=reason,
-            ),
-            np.empty((0, self._analyzer.embedder.dimension), np.float32),
-        )
-
-    async def _read(self, photo: FoundPhoto, within: PhotoPlaces) -> tuple[bytes, str]:
-        def read() -> tuple[bytes, str]:
-            data = within.read_file(photo.path, self._settings.max_file_bytes)
-            return data, _sha256(data)
-
-        return await within.run(photo.path, read, here=self._files)
 
     async def _write_batch(self, load: Load, batch: Sequence[_Outcome]) -> None:
         touched: dict[Portion, list[TouchedImage]] = {}
@@ -842,14 +764,6 @@ class Indexer:
 
 async def _whole(load: Load) -> AsyncIterator[Portion]:
     yield WholeFolder(load)
-
-
-def _is_unchanged(photo: FoundPhoto, known: Image | None) -> bool:
-    return (
-        known is not None
-        and known.state == "indexed"
-        and (known.size, known.mtime_ns) == (photo.size, photo.mtime_ns)
-    )
 
 
 def _sha256(data: bytes) -> str:

@@ -623,6 +623,7 @@ class PhotoWriter:
         its answer lost, is left as it is.
         """
         claimed = await self._catalog.claim_undo(image_ids)
+        await self._vectors.settle(collection.store)
         await self._vectors.delete_images(collection.store, claimed)
         await self._catalog.undo_images(claimed, _BROKEN_OFF)
 

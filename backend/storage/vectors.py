@@ -7,10 +7,11 @@ may be repeated without harm: rows are upserted by the catalog's ids, deletes na
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol, TypeAlias
 
 import grpc
 import numpy as np
@@ -18,7 +19,9 @@ import structlog
 from numpy.typing import NDArray
 from pymilvus import AsyncMilvusClient, CollectionSchema, DataType, MilvusException
 from pymilvus.client.async_grpc_handler import AsyncGrpcHandler
-from pymilvus.client.call_context import CallContext
+from pymilvus.client.call_context import CallContext, _api_level_md
+from pymilvus.client.prepare import Prepare
+from pymilvus.client.types import BulkInsertState
 from pymilvus.client.utils import check_status
 from pymilvus.decorators import retry_on_rpc_failure
 from pymilvus.exceptions import DataNotMatchException, ErrorCode, ParamError
@@ -34,6 +37,7 @@ __all__ = [
     "MilvusServer",
     "ObjectFilter",
     "ObjectVector",
+    "Stage",
     "StoreMissing",
     "VectorHit",
     "VectorStore",
@@ -66,6 +70,13 @@ _CHANNEL: Final = {
 }
 _HITS_PARAMETERS: Final = ("ef", "search_list", "reorder_k")
 """Of searching an index: how many candidates it looks at, which must not be less than the hits."""
+
+_IMPORT_POLL_SECONDS: Final = 0.2
+_IMPORT_OVER: Final = (
+    BulkInsertState.ImportCompleted,
+    BulkInsertState.ImportFailed,
+    BulkInsertState.ImportFailedAndCleaned,
+)
 
 _READS: Final = frozenset({"search", "query"})
 _NOT_LOADED: Final = frozenset({101, 103})
@@ -176,6 +187,10 @@ class VectorStore(Protocol):
         """
         ...
 
+    async def settle(self, store: str) -> None:
+        """Returns when no write is under way any more that was broken off."""
+        ...
+
     def catch_up(self, store: str, written: int) -> None:
         """Reads from now on see what any process had written up to that timestamp of `upsert`."""
         ...
@@ -242,6 +257,13 @@ class MilvusOptions:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+Stage: TypeAlias = Callable[
+    [CollectionSchema, Sequence[ObjectVector]], AbstractAsyncContextManager[list[str]]
+]
+"""Lays rows down as Parquet files where a Milvus server reads them, and gives the names by which it
+knows them; afterwards they go."""
+
+
 class StoreMissing(EngineUnavailable):
     """The engine says that it does not have a collection; starting, it may not have it yet."""
 
@@ -263,6 +285,45 @@ class _Handler(AsyncGrpcHandler):  # type: ignore[misc]  # pymilvus has no types
         answer = await super().delete(*args, **kwargs)
         check_status(answer._raw.status)
         return answer
+
+    # What its client for asyncio lacks.
+
+    async def bulk_insert(
+        self, collection: str, files: list[str], *, context: CallContext, **_: Any
+    ) -> int:
+        """Has Milvus import files, all or nothing; returns the import's id."""
+        await self.ensure_channel_ready()
+        request = Prepare.do_bulk_insert(collection, "", files)
+        answer = await self._async_stub.Import(request, metadata=_api_level_md(context))
+        check_status(answer.status)
+        return int(answer.tasks[0])
+
+    @retry_on_rpc_failure()  # type: ignore[untyped-decorator]
+    async def bulk_insert_state(
+        self, number: int, *, context: CallContext, **_: Any
+    ) -> BulkInsertState:
+        """How far an import has come."""
+        await self.ensure_channel_ready()
+        request = Prepare.get_bulk_insert_state(number)
+        answer = await self._async_stub.GetImportState(request, metadata=_api_level_md(context))
+        check_status(answer.status)
+        return BulkInsertState(
+            number, answer.state, answer.row_count, answer.id_list, answer.infos, answer.create_ts
+        )
+
+    @retry_on_rpc_failure()  # type: ignore[untyped-decorator]
+    async def bulk_inserts(
+        self, collection: str, *, context: CallContext, **_: Any
+    ) -> list[BulkInsertState]:
+        """All imports into a collection that Milvus remembers."""
+        await self.ensure_channel_ready()
+        request = Prepare.list_bulk_insert_tasks(0, collection)
+        answer = await self._async_stub.ListImportTasks(request, metadata=_api_level_md(context))
+        check_status(answer.status)
+        return [
+            BulkInsertState(each.id, each.state, each.row_count, [], each.infos, each.create_ts)
+            for each in answer.tasks
+        ]
 
 
 class _Milvus(ABC):
@@ -571,6 +632,7 @@ class MilvusServer(_Milvus):
             search_params=options.search_params,
         )
         self._handler = handler
+        self._stage: Stage | None = None
 
     @classmethod
     async def open(
@@ -624,6 +686,45 @@ class MilvusServer(_Milvus):
                 f" ({_describe(error.__cause__)})"
             ) from error
         self._context = context
+
+    def import_through(self, stage: Stage) -> None:
+        """From now on `insert` has Milvus import files, which is for very many rows at a time."""
+        self._stage = stage
+
+    async def insert(self, store: str, rows: Sequence[ObjectVector]) -> int:
+        """See `VectorStore.insert`."""
+        if self._stage is None or not rows:
+            return await super().insert(store, rows)
+        async with self._stage(_schema(rows[0].vector.size), rows) as files:
+            state = await self._until_over(await self._ask("bulk_insert", store, files))
+        if state.state != BulkInsertState.ImportCompleted:
+            _log.error("vectors.import_failed", task=state.task_id, reason=state.failed_reason)
+            why = state.failed_reason or "it gives no reason"
+            raise ServiceError(self._says(f"could not import the vectors: {why}"))
+        await self._load_imported(store)
+        written: int = await self._ask("alloc_timestamp")
+        self._note(store, written)
+        return written
+
+    async def _load_imported(self, store: str) -> None:
+        """Imported rows are found, and can be deleted, when they are in memory."""
+        await self._ask("load_collection", store, _refresh=True)
+
+    async def _until_over(self, number: int) -> BulkInsertState:
+        while True:
+            state: BulkInsertState = await self._ask("bulk_insert_state", number)
+            if state.state in _IMPORT_OVER:
+                return state
+            await asyncio.sleep(_IMPORT_POLL_SECONDS)
+
+    async def settle(self, store: str) -> None:
+        """See `VectorStore.settle`; an import goes on though whoever has begun it is gone."""
+        imports = await self._ask("bulk_inserts", store)
+        for each in imports:
+            if each.state not in _IMPORT_OVER:
+                await self._until_over(each.task_id)
+        if imports:
+            await self._load_imported(store)
 
     async def _connection(self) -> _Handler:
         return self._handler
@@ -684,6 +785,9 @@ class MilvusLite(_Milvus):
         # It looks through the whole collection for what an upsert is to replace: at 60,000 rows
         # that takes ten times as long as this. Tried once: no row must be there twice.
         return await self._write("insert_rows", store, rows, retry_times=0)
+
+    async def settle(self, store: str) -> None:
+        """See `VectorStore.settle`: what it has received it does before what comes next."""
 
     async def _connection(self) -> _Handler:
         if self._restart is None and not self._process.is_running:

@@ -4,8 +4,8 @@ import asyncio
 import datetime
 import ipaddress
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,12 @@ import pytest_asyncio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from pymilvus import CollectionSchema
 
 from backend.deadlines import deadline
 from backend.errors import ConfigurationError, EngineUnavailable, ServiceError
-from backend.storage.vectors import MilvusOptions, MilvusServer, ObjectVector
+from backend.storage.vectors import MilvusOptions, MilvusServer, ObjectVector, _schema
+from scripts.bulk_load.staging import Staging
 from tests.engines.milvus import MilvusProcess
 from tests.engines.process import free_port
 
@@ -79,6 +81,43 @@ async def _misplaced(
     ]
     wanted = [True] * len(ids) + [False] * len(gone)
     return [i for i, is_, ought in zip(ids + gone, found, wanted, strict=True) if is_ != ought]
+
+
+# Imports
+
+
+async def test_rows_are_imported_from_files_which_go_then(
+    vectors: MilvusServer, tmp_path: Path
+) -> None:
+    vectors.import_through(Staging(str(tmp_path / "import")))
+    await vectors.insert(STORE, _rows(range(300)))
+    assert await _misplaced(vectors, range(300)) == []
+    assert await vectors.ids(STORE) == set(range(300))
+    await vectors.insert(STORE, [])
+    assert list((tmp_path / "import").iterdir()) == []
+
+
+async def test_an_import_that_was_left_behind_is_waited_for(
+    vectors: MilvusServer, tmp_path: Path
+) -> None:
+    async with Staging(str(tmp_path))(_schema(UNITS.shape[1]), _rows(range(500))) as files:
+        await vectors._ask("bulk_insert", STORE, files)
+        await vectors.settle(STORE)
+        await vectors.delete_images(STORE, [100_000 + i // 2 for i in range(498)])
+    assert await vectors.ids(STORE) == {498, 499}
+
+
+async def test_an_import_that_fails_says_why(vectors: MilvusServer, tmp_path: Path) -> None:
+    @asynccontextmanager
+    async def lay(
+        schema: CollectionSchema, rows: Sequence[ObjectVector]
+    ) -> AsyncIterator[list[str]]:
+        yield [str(tmp_path / "nothing.parquet")]
+
+    vectors.import_through(lay)
+    with pytest.raises(ServiceError, match="could not import the vectors: "):
+        await vectors.insert(STORE, _rows(range(3)))
+    await vectors.settle(STORE)
 
 
 # Consistency

@@ -1,0 +1,1 @@
+"""Loads very many photos on the machines of a Ray cluster."""

@@ -1,0 +1,62 @@
+"""The Ray that a bulk load runs on: a cluster's, or one on this machine alone."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+# Before Ray is imported: it tells nobody outside what it is used for, and us of failures alone.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+import ray
+import ray.data
+from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
+
+from backend.cores import count_cores
+from backend.errors import ConfigurationError
+
+__all__ = ["connected", "ray"]
+
+_ATTEMPTS: Final = 3
+"""To start a Ray here: a busy machine may take longer than the half minute it gives itself."""
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """A connection to the cluster at an address, or, with None, to a Ray that ends with it.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address is None:
+            for attempt in Retrying(
+                retry=retry_if_exception_message(match=".*timed out during startup"),
+                stop=stop_after_attempt(_ATTEMPTS),
+                before_sleep=lambda _: ray.shutdown(),
+                reraise=True,
+            ):
+                with attempt:
+                    ray.init(
+                        num_cpus=count_cores(),
+                        include_dashboard=False,
+                        _node_ip_address="127.0.0.1",
+                        **quiet,
+                    )
+        else:
+            ray.init(address=address, **quiet)
+    except Exception as error:  # Ray's own are of no type
+        ray.shutdown()
+        where = "can be started on this machine" if address is None else f"answers at {address}"
+        raise ConfigurationError(f"no Ray {where}: {error}") from error
+    # Whoever starts the load has a bar of ours; the cluster's dashboard shows Ray's.
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()

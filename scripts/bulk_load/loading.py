@@ -1,0 +1,180 @@
+"""A bulk load: what is to be done is looked up here, prepared on Ray, and written from here.
+
+The catalog alone knows how far it has come. Photos are written in the order of every other write
+(`backend/writing.py`): what a run that was killed has left half done the next one mends, and it
+goes on from there.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from typing import Any, Final
+
+import structlog
+
+from backend.app import Services
+from backend.errors import ConfigurationError
+from backend.loads import Failure, Load, LoadCounts
+from backend.preparing import is_unchanged
+from backend.scanning import FoundPhoto
+from backend.settings import Settings
+from backend.storage.catalog import Image, TouchedImage, path_key
+from backend.writing import PreparedPhoto
+from scripts.bulk_load.cluster import connected, ray
+from scripts.bulk_load.preparer import Outcome, Preparer, Task, pack, unpack
+
+__all__ = ["BulkLoad"]
+
+_log = structlog.get_logger("backend.bulk_load")
+
+_LOOKUP_PHOTOS: Final = 500
+"""Photos whose rows are looked up with one query."""
+_BLOCK_PHOTOS: Final = 32
+"""Photos that an actor takes at a time: as many as keep all of a machine's cores busy."""
+_MEMORY_MARGIN: Final = 1.25
+"""An actor is given more memory than one has needed for its first photos."""
+_NO_PASSWORDS: Final = {"mysql_pwd": "", "milvus_token": ""}
+"""What actors have no use for does not travel."""
+
+
+class BulkLoad:
+    """Loads folders into a collection, on Ray."""
+
+    def __init__(
+        self, services: Services, settings: Settings, *, address: str | None, commit_photos: int
+    ) -> None:
+        """`address`: see `connected`; `commit_photos`: written together, and imported."""
+        self._services = services
+        self._settings = settings
+        self._address = address
+        self._commit_photos = commit_photos
+
+    async def start(self, sources: Sequence[str], table: str) -> Load:
+        """Lists the photos; returns a load that is under way.
+
+        Raises:
+            InvalidInput, Forbidden, NotFound: a source is no folder that photos may be loaded from.
+            EmbedderMismatch: the collection was filled by another embedder.
+        """
+        indexer = self._services.indexer
+        scans = [await indexer.scan(source) for source in sources]
+        photos = list({photo.path: photo for scan in scans for photo in scan.photos}.values())
+        collection = await self._services.writer.ensure_collection(table)
+        load = Load(
+            0,
+            collection,
+            ", ".join(scan.root for scan in scans),
+            False,
+            photos,
+            LoadCounts(total=len(photos), passed_over=sum(scan.passed_over for scan in scans)),
+        )
+        load.task = asyncio.create_task(self._run(load), name="bulk-load")
+        return load
+
+    async def _run(self, load: Load) -> None:
+        if tasks := await self._to_do(load):
+            with connected(self._address):
+                await self._do(load, tasks)
+        load.end("done")
+
+    async def _do(self, load: Load, tasks: Sequence[Task]) -> None:
+        memory = await self._measure(tasks)
+        batch: list[Outcome] = []
+        async for outcomes in _outcomes(tasks, self._preparers(memory)):
+            batch += outcomes
+            while len(batch) >= self._commit_photos:
+                await self._write(load, batch[: self._commit_photos])
+                del batch[: self._commit_photos]
+        await self._write(load, batch)
+
+    async def _to_do(self, load: Load) -> list[Task]:
+        """The photos that are not indexed as they are, each with its row."""
+        tasks: list[Task] = []
+        for start in range(0, len(load.photos), _LOOKUP_PHOTOS):
+            photos = load.photos[start : start + _LOOKUP_PHOTOS]
+            keys = [path_key(photo.path) for photo in photos]
+            rows = await self._services.catalog.images_by_key(load.collection.id, keys)
+            known: list[tuple[FoundPhoto, Image | None]] = [
+                (photo, rows.get(key)) for photo, key in zip(photos, keys, strict=True)
+            ]
+            changed = [pair for pair in known if not is_unchanged(*pair)]
+            tasks += changed
+            load.add(LoadCounts(unchanged=len(known) - len(changed)))
+        return tasks
+
+    async def _measure(self, tasks: Sequence[Task]) -> int:
+        """Bytes that one actor needs, as one has that prepares the first photos."""
+        actors: Any = ray.remote(Preparer)
+        probe = actors.options(num_cpus=1).remote(self._actors_settings())
+        try:
+            peak: int = await probe.peak_memory.remote(pack(tasks[:_BLOCK_PHOTOS]))
+        finally:
+            ray.kill(probe)
+        return math.ceil(_MEMORY_MARGIN * peak)
+
+    def _actors_settings(self) -> Settings:
+        return self._settings.model_copy(
+            update={
+                name: type(getattr(self._settings, name))(value)
+                for name, value in _NO_PASSWORDS.items()
+            }
+        )
+
+    def _preparers(self, memory: int) -> dict[str, Any]:
+        """How Ray is to run the actors: on each machine one that uses all of its cores, as the
+        service does, or more where the machines' cores differ; as many as there is memory for.
+        """
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cores = int(min(node["CPU"] for node in nodes if node.get("CPU")))
+        actors = sum(
+            int(min(node.get("CPU", 0) // cores, node.get("memory", 0) // memory)) for node in nodes
+        )
+        if not actors:
+            raise ConfigurationError(
+                f"a process with the models needs {memory / 2**20:.0f} MiB of memory, and no"
+                " machine of the cluster has that to give: add one that has"
+            )
+        return {
+            "fn_constructor_args": (self._actors_settings(),),
+            "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
+            "num_cpus": cores,
+            "memory": memory,
+        }
+
+    async def _write(self, load: Load, batch: Sequence[Outcome]) -> None:
+        patiently = partial(self._services.indexer.patiently, load)
+        touched = [outcome for outcome in batch if isinstance(outcome, TouchedImage)]
+        photos = [outcome for outcome in batch if isinstance(outcome, PreparedPhoto)]
+        if touched:
+            await patiently(partial(self._services.catalog.touch_images, touched))
+            load.add(LoadCounts(unchanged=len(touched)), read=len(touched))
+        if photos:
+            await patiently(partial(self._services.writer.add, load.collection, photos))
+            images = [photo.image for photo in photos]
+            failures = [
+                Failure(image.path, image.error) for image in images if image.error is not None
+            ]
+            indexed = [image for image in images if image.error is None]
+            counts = LoadCounts(
+                indexed=len(indexed),
+                failed=len(failures),
+                objects=sum(len(image.objects) for image in indexed),
+            )
+            load.add(counts, failures, read=len(images))
+        done, total = load.counts.processed, load.counts.total
+        _log.info("bulk_load.written", photos=done, of=total, failed=load.counts.failed)
+
+
+async def _outcomes(tasks: Sequence[Task], options: dict[str, Any]) -> AsyncIterator[list[Outcome]]:
+    """What becomes of the photos, in the order in which they get ready."""
+    blocks = [
+        pack(tasks[start : start + _BLOCK_PHOTOS]) for start in range(0, len(tasks), _BLOCK_PHOTOS)
+    ]
+    prepared = ray.data.from_items(
+        [{"photo": photo} for block in blocks for photo in block["photo"]],
+        override_num_blocks=len(blocks),
+    ).map_batches(Preparer, batch_size=_BLOCK_PHOTOS, batch_format="numpy", **options)
+    ready = iter(prepared.iter_batches(batch_size=None, batch_format="numpy"))
+    while (block := await asyncio.to_thread(next, ready, None)) is not None:
+        yield unpack(block)

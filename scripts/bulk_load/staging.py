@@ -1,0 +1,89 @@
+"""Where rows lie for Milvus to import: Parquet files in its bucket, or in a folder."""
+
+import asyncio
+import posixpath
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import fsspec
+from pymilvus import CollectionSchema
+from pymilvus.bulk_writer import BulkFileType, LocalBulkWriter
+
+from backend.errors import ConfigurationError, EngineUnavailable
+from backend.storage.vectors import ObjectVector
+
+__all__ = ["Staging"]
+
+_FILE_BYTES: Final = 256 * 2**20
+"""Of vectors in one file: Milvus takes files of up to 16 GB, and reads several at a time."""
+_LOCAL: Final = ("file", "local")
+
+
+class Staging:
+    """Lays rows down as Parquet files; a `Stage` of the vector store's."""
+
+    def __init__(self, address: str) -> None:
+        """`address`: a folder, or an address of fsspec's such as s3://bucket/prefix.
+
+        Raises:
+            ConfigurationError: there is no way to write there.
+        """
+        try:
+            self._system, self._root = fsspec.url_to_fs(address)
+        except (ImportError, ValueError, OSError) as error:
+            raise ConfigurationError(f"--import-files {address}: {error}") from None
+        self._address = address
+        protocols = self._system.protocol
+        protocols = (protocols,) if isinstance(protocols, str) else protocols
+        self._is_local = any(protocol in _LOCAL for protocol in protocols)
+
+    @asynccontextmanager
+    async def __call__(
+        self, schema: CollectionSchema, rows: Sequence[ObjectVector]
+    ) -> AsyncIterator[list[str]]:
+        """The names by which Milvus knows the files: their paths, or their keys in its bucket.
+
+        Raises:
+            EngineUnavailable: nothing can be written there at the moment.
+        """
+        folder = posixpath.join(self._root, f"import-{uuid.uuid4().hex}")
+        try:
+            try:
+                names = await asyncio.to_thread(self._write, schema, rows, folder)
+            except OSError as error:
+                raise EngineUnavailable(
+                    "the files of --import-files",
+                    f"{self._address} cannot be written to ({error}): see to it",
+                ) from error
+            yield names
+        finally:
+            await asyncio.to_thread(self._remove, folder)
+
+    def _write(
+        self, schema: CollectionSchema, rows: Sequence[ObjectVector], folder: str
+    ) -> list[str]:
+        with tempfile.TemporaryDirectory(prefix="bulk-load-") as scratch:
+            with LocalBulkWriter(
+                schema, scratch, chunk_size=_FILE_BYTES, file_type=BulkFileType.PARQUET
+            ) as writer:
+                for row in rows:
+                    writer.append_row(vars(row) | {"vector": row.vector.tolist()})
+                writer.commit()
+                written = [Path(name) for files in writer.batch_files for name in files]
+            names = []
+            self._system.makedirs(folder, exist_ok=True)
+            for number, path in enumerate(written):
+                name = posixpath.join(folder, f"{number}{path.suffix}")
+                self._system.put_file(str(path), name)
+                # A key has no bucket in it: Milvus looks in its own.
+                names.append(name if self._is_local else name.partition("/")[2])
+            return names
+
+    def _remove(self, folder: str) -> None:
+        system: Any = self._system
+        if system.exists(folder):
+            system.rm(folder, recursive=True)

@@ -1,0 +1,63 @@
+"""The command line of a bulk load, where it does not come to Ray."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts.bulk_load.__main__ import main
+from tests.photos import write_photos
+from tests.service import SMALL_PAIR, as_flags
+
+
+@pytest.fixture
+def flags(tmp_path: Path) -> list[str]:
+    """Settings of one's own."""
+    own = {name.lower(): model for name, model in SMALL_PAIR.items()}
+    return as_flags(own | {"data_dir": str(tmp_path / "data")})
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "many", ""])
+def test_a_count_that_is_none_is_refused(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["photos", f"--commit-photos={count}"])
+    assert stopped.value.code == 2
+    assert "is no count: 1 or more" in capsys.readouterr().err
+
+
+def test_a_setting_that_is_wrong_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["photos", "--top-k", "none"]) == 2
+    assert "TOP_K" in capsys.readouterr().err
+
+
+def test_milvus_lite_imports_no_files(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path), "--import-files", str(tmp_path), *flags]) == 2
+    assert "Milvus Lite imports no files" in capsys.readouterr().err
+
+
+def test_files_for_an_import_need_a_way_to_write_them(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = [*flags, "--milvus-host", "127.0.0.1", "--import-files", "nowhere://bucket/folder"]
+    assert main([str(tmp_path), *chosen]) == 2
+    assert "--import-files nowhere://bucket/folder: Protocol not known" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("holds", ["nothing", "no photo"])
+def test_a_folder_without_photos_is_told(
+    holds: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    if holds == "no photo":
+        folder.mkdir()
+    assert main([str(folder), *flags]) == 1
+    assert str(folder) in capsys.readouterr().err
+
+
+def test_a_cluster_that_is_not_there_is_told(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_photos(tmp_path / "photos", 1)
+    assert main([str(tmp_path / "photos"), "--address", "nowhere", *flags]) == 2
+    assert "no Ray answers at nowhere: " in capsys.readouterr().err

@@ -251,7 +251,7 @@ def measure(data: Path, scratch: Path, *, log: Callable[[str], None]) -> dict[st
     for number, content in enumerate((b"", b"no photo", b"\xff\xd8\xff", b"GIF89a")):
         (folder / f"bad_{number}.jpg").write_bytes(content)
     log("embedded engines")
-    own = {"allowed_roots": f"{folder},{data.resolve()}"}
+    own = {"allowed_roots": f"{folder}:{data.resolve()}"}
     found = {"embedded": compare_loads(folder, scratch / "embedded", own, WAYS)}
     with running_engines(scratch / "engines", milvus_session_seconds=60) as engines:
         log("Triton, Milvus and MariaDB")

@@ -14,7 +14,7 @@ from typing import Any, Final
 import structlog
 
 from backend.app import Services
-from backend.errors import ConfigurationError
+from backend.errors import ConfigurationError, ServiceError
 from backend.loads import Failure, Load, LoadCounts
 from backend.preparing import is_unchanged
 from backend.scanning import FoundPhoto
@@ -75,7 +75,17 @@ class BulkLoad:
     async def _run(self, load: Load) -> None:
         if tasks := await self._to_do(load):
             with connected(self._address):
-                await self._do(load, tasks)
+                try:
+                    await self._do(load, tasks)
+                except (ServiceError, ConfigurationError):
+                    raise
+                except Exception as failure:
+                    # What has failed on another machine, as Ray wraps it.
+                    cause = getattr(failure, "cause", None) or failure
+                    _log.error("bulk_load.broke_off", exc_info=failure)
+                    raise ServiceError(
+                        f"the load broke off ({_words(cause)}): the same command goes on from here"
+                    ) from failure
         load.end("done")
 
     async def _do(self, load: Load, tasks: Sequence[Task]) -> None:
@@ -164,6 +174,13 @@ class BulkLoad:
             load.add(counts, failures, read=len(images))
         done, total = load.counts.processed, load.counts.total
         _log.info("bulk_load.written", photos=done, of=total, failed=load.counts.failed)
+
+
+def _words(cause: BaseException) -> str:
+    if isinstance(cause, ServiceError):
+        return str(cause)
+    *_, last = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {last}"
 
 
 async def _outcomes(tasks: Sequence[Task], options: dict[str, Any]) -> AsyncIterator[list[Outcome]]:

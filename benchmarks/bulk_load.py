@@ -38,6 +38,8 @@ __all__ = ["WAYS", "Way", "compare_loads", "measure", "render"]
 Way: TypeAlias = Literal["bulk", "killed", "actor killed"]
 WAYS: Final[tuple[Way, ...]] = ("bulk", "killed", "actor killed")
 _TIMEOUT: Final = 600.0
+_AT_WORK_SECONDS: Final = 0.5
+"""That an actor has been at work when it is killed: it takes some seconds for all photos."""
 _ORPHANED_SECONDS: Final = 5.0
 _GONE_SECONDS: Final = 30.0
 _NONE: Final = np.empty((0, 0), np.float32)
@@ -118,11 +120,7 @@ def _run(command: Sequence[str], way: Way, commits: int, logs: Path) -> None:
     log = logs / _table(way)
     with _running(command, log) as process:
         if way == "actor killed":
-            _await_commits(process, log, 1)
-            actors = [each for each in _descendants(process.pid) if _is_actor(each)]
-            assert actors, "no actor was found"
-            for actor in actors:
-                actor.kill()
+            _kill_actor(process)
         code = process.wait(_TIMEOUT)
     # 1: some of the photos are none.
     assert code in (0, 1), log.read_text("utf-8", "replace")
@@ -155,13 +153,25 @@ def _await_commits(process: subprocess.Popen[bytes], log: Path, commits: int) ->
         time.sleep(0.02)
 
 
+def _kill_actor(process: subprocess.Popen[bytes]) -> None:
+    """Kills the process that prepares photos, a moment after it has begun to."""
+    end = time.monotonic() + _TIMEOUT
+    while not (actors := [each for each in _descendants(process.pid) if _is_at_work(each)]):
+        assert process.poll() is None, "the load ended before its actor was seen"
+        assert time.monotonic() < end, "no actor was found"
+        time.sleep(0.02)
+    time.sleep(_AT_WORK_SECONDS)
+    for actor in actors:
+        actor.kill()
+
+
 def _descendants(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
 
-def _is_actor(process: psutil.Process) -> bool:
+def _is_at_work(process: psutil.Process) -> bool:
     try:
-        return any("ray::" in part and "Preparer" in part for part in process.cmdline())
+        return any("Preparer)).submit" in part for part in process.cmdline())
     except psutil.Error:
         return False
 
@@ -257,7 +267,7 @@ def measure(data: Path, scratch: Path, *, log: Callable[[str], None]) -> dict[st
         log("Triton, Milvus and MariaDB")
         settings = {**engines.settings(), **own}
         found["servers"] = compare_loads(
-            folder, scratch / "servers", settings, WAYS, import_files=scratch / "import"
+            folder, scratch / "servers", settings, WAYS, commits=4, import_files=scratch / "import"
         )
     return found
 

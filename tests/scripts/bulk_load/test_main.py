@@ -1,11 +1,13 @@
-"""The command line of a bulk load, where it does not come to Ray."""
+"""The command line of a bulk load: what it refuses, and what breaks it off."""
 
+import math
 from pathlib import Path
 
 import pytest
 
 from scripts.bulk_load.__main__ import main
-from tests.photos import write_photos
+from tests.object_store import object_store
+from tests.photos import draw_photo, encode, write_photos
 from tests.service import SMALL_PAIR, as_flags
 
 
@@ -61,3 +63,19 @@ def test_a_cluster_that_is_not_there_is_told(
     write_photos(tmp_path / "photos", 1)
     assert main([str(tmp_path / "photos"), "--address", "nowhere", *flags]) == 2
     assert "no Ray answers at nowhere: " in capsys.readouterr().err
+
+
+def test_a_store_that_refuses_breaks_the_load_off_which_goes_on_when_it_does_not(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with object_store() as store:
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        store.fill("bucket", {f"photos/{i}.jpg": encode(draw_photo(i)) for i in range(40)})
+        command = ["s3://bucket/photos", "--allowed-roots", "s3://bucket", *flags]
+        store.refuse_after(10)
+        assert main(command) == 1
+        assert "s3://bucket refuses this service" in capsys.readouterr().err
+        store.refuse_after(math.inf)
+        assert main(command) == 0
+        assert "40 photos in s3://bucket/photos: " in capsys.readouterr().err

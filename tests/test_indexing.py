@@ -704,9 +704,9 @@ async def test_an_upload_that_comes_again_before_what_was_broken_off_is_mended_s
             return await check()
 
         async def finish_and_lose_the_answer(
-            indexed: Sequence[int], failed: Mapping[int, str]
+            indexed: Sequence[int], failed: Mapping[int, str], *, written: Mapping[int, int]
         ) -> list[int]:
-            await finish(indexed, failed)
+            await finish(indexed, failed, written=written)
             raise EngineUnavailable("SQLite", "the answer is lost")
 
         monkeypatch.setattr(outages._readiness, "check", check_later)

@@ -72,6 +72,7 @@ _HITS_PARAMETERS: Final = ("ef", "search_list", "reorder_k")
 """Of searching an index: how many candidates it looks at, which must not be less than the hits."""
 
 _IMPORT_POLL_SECONDS: Final = 0.2
+_ALL_LOADED: Final = 100
 _IMPORT_OVER: Final = (
     BulkInsertState.ImportCompleted,
     BulkInsertState.ImportFailed,
@@ -299,6 +300,15 @@ class _Handler(AsyncGrpcHandler):  # type: ignore[misc]  # pymilvus has no types
         return int(answer.tasks[0])
 
     @retry_on_rpc_failure()  # type: ignore[untyped-decorator]
+    async def begin_refresh(self, collection: str, *, context: CallContext, **_: Any) -> None:
+        """Has Milvus bring what was imported into memory; `get_loading_progress` tells when."""
+        await self.ensure_channel_ready()
+        request = Prepare.load_collection(collection, refresh=True)
+        check_status(
+            await self._async_stub.LoadCollection(request, metadata=_api_level_md(context))
+        )
+
+    @retry_on_rpc_failure()  # type: ignore[untyped-decorator]
     async def bulk_insert_state(
         self, number: int, *, context: CallContext, **_: Any
     ) -> BulkInsertState:
@@ -432,7 +442,7 @@ class _Milvus(ABC):
 
     def catch_up(self, store: str, written: int) -> None:
         """See `VectorStore.catch_up`."""
-        if written:
+        if store in self._written:  # else the first look sees all that there is
             self._note(store, written)
 
     async def delete_images(
@@ -708,7 +718,10 @@ class MilvusServer(_Milvus):
 
     async def _load_imported(self, store: str) -> None:
         """Imported rows are found, and can be deleted, when they are in memory."""
-        await self._ask("load_collection", store, _refresh=True)
+        await self._ask("begin_refresh", store)
+        # Many take longer than an answer may.
+        while await self._ask("get_loading_progress", store, is_refresh=True) < _ALL_LOADED:
+            await asyncio.sleep(_IMPORT_POLL_SECONDS)
 
     async def _until_over(self, number: int) -> BulkInsertState:
         while True:
@@ -719,7 +732,12 @@ class MilvusServer(_Milvus):
 
     async def settle(self, store: str) -> None:
         """See `VectorStore.settle`; an import goes on though whoever has begun it is gone."""
-        imports = await self._ask("bulk_inserts", store)
+        try:
+            imports = await self._ask("bulk_inserts", store)
+        except EngineUnavailable:
+            raise
+        except ServiceError:
+            return  # whoever may not see imports, or where there are none, has begun none
         for each in imports:
             if each.state not in _IMPORT_OVER:
                 await self._until_over(each.task_id)

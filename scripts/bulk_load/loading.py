@@ -7,7 +7,7 @@ goes on from there.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from backend.writing import PreparedPhoto
 from scripts.bulk_load.cluster import connected, ray
 from scripts.bulk_load.preparer import Outcome, Preparer, Task, pack, unpack
 
-__all__ = ["BulkLoad"]
+__all__ = ["BulkLoad", "plan_actors"]
 
 _log = structlog.get_logger("backend.bulk_load")
 
@@ -77,11 +77,11 @@ class BulkLoad:
             with connected(self._address):
                 try:
                     await self._do(load, tasks)
-                except (ServiceError, ConfigurationError):
-                    raise
                 except Exception as failure:
-                    # What has failed on another machine, as Ray wraps it.
+                    # What has failed on another machine is wrapped, in its own class as well.
                     cause = getattr(failure, "cause", None) or failure
+                    if cause is failure and isinstance(failure, ServiceError | ConfigurationError):
+                        raise
                     _log.error("bulk_load.broke_off", exc_info=failure)
                     raise ServiceError(
                         f"the load broke off ({_words(cause)}): the same command goes on from here"
@@ -132,19 +132,9 @@ class BulkLoad:
         )
 
     def _preparers(self, memory: int) -> dict[str, Any]:
-        """How Ray is to run the actors: on each machine one that uses all of its cores, as the
-        service does, or more where the machines' cores differ; as many as there is memory for.
-        """
+        """How Ray is to run the actors."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cores = int(min(node["CPU"] for node in nodes if node.get("CPU")))
-        actors = sum(
-            int(min(node.get("CPU", 0) // cores, node.get("memory", 0) // memory)) for node in nodes
-        )
-        if not actors:
-            raise ConfigurationError(
-                f"a process with the models needs {memory / 2**20:.0f} MiB of memory, and no"
-                " machine of the cluster has that to give: add one that has"
-            )
+        actors, cores = plan_actors(nodes, memory)
         return {
             "fn_constructor_args": (self._actors_settings(),),
             "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
@@ -174,6 +164,29 @@ class BulkLoad:
             load.add(counts, failures, read=len(images))
         done, total = load.counts.processed, load.counts.total
         _log.info("bulk_load.written", photos=done, of=total, failed=load.counts.failed)
+
+
+def plan_actors(nodes: Sequence[Mapping[str, float]], memory: int) -> tuple[int, int]:
+    """How many actors there are to be at most, and how many cores each is counted with.
+
+    On each machine one that uses all of its cores, as a backend does, or, where machines have more
+    than others, several; no more than there is memory for.
+
+    Args:
+        nodes: what machines have, as Ray says: `CPU`, and `memory` in bytes.
+        memory: bytes that one actor takes.
+
+    Raises:
+        ConfigurationError: there is no machine that one fits on.
+    """
+    able = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("memory", 0) >= memory]
+    if not able:
+        raise ConfigurationError(
+            f"a process with the models needs {memory / 2**20:.0f} MiB of memory and a core, and no"
+            " machine of the cluster has both to give: add one that has"
+        )
+    cores = int(min(node["CPU"] for node in able))
+    return sum(int(min(node["CPU"] // cores, node["memory"] // memory)) for node in able), cores
 
 
 def _words(cause: BaseException) -> str:

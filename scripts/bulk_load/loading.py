@@ -59,6 +59,9 @@ class BulkLoad:
         """
         indexer = self._services.indexer
         scans = [await indexer.scan(source) for source in sources]
+        for scan in scans:
+            for folder, reason in scan.unreadable.items():
+                _log.warning("load.folder_unreadable", folder=folder, reason=reason)
         photos = list({photo.path: photo for scan in scans for photo in scan.photos}.values())
         collection = await self._services.writer.ensure_collection(table)
         load = Load(

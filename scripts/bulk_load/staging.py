@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import fsspec
+import structlog
+from pyarrow.parquet import read_metadata
 from pymilvus import CollectionSchema
 from pymilvus.bulk_writer import BulkFileType, LocalBulkWriter
 
@@ -17,6 +19,8 @@ from backend.errors import ConfigurationError, EngineUnavailable
 from backend.storage.vectors import ObjectVector
 
 __all__ = ["Staging"]
+
+_log = structlog.get_logger("backend.bulk_load")
 
 _FILE_BYTES: Final = 256 * 2**20
 """Of vectors in one file: Milvus takes files of up to 16 GB, and reads several at a time."""
@@ -61,7 +65,10 @@ class Staging:
                 ) from error
             yield names
         finally:
-            await asyncio.to_thread(self._remove, folder)
+            try:
+                await asyncio.to_thread(self._remove, folder)
+            except Exception as error:  # it is in nobody's way
+                _log.warning("bulk_load.files_left", folder=folder, error=str(error))
 
     def _write(
         self, schema: CollectionSchema, rows: Sequence[ObjectVector], folder: str
@@ -74,6 +81,10 @@ class Staging:
                     writer.append_row(vars(row) | {"vector": row.vector.tolist()})
                 writer.commit()
                 written = [Path(name) for files in writer.batch_files for name in files]
+            # The writer only logs what goes wrong in its threads.
+            count = sum(read_metadata(path).num_rows for path in written)
+            if count != len(rows):
+                raise OSError(f"only {count} of {len(rows)} rows could be written in {scratch}")
             names = []
             self._system.makedirs(folder, exist_ok=True)
             for number, path in enumerate(written):

@@ -5,10 +5,11 @@ Exit codes: 0 done, 1 photos or the whole have failed, 2 the command or a settin
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from backend.app import open_services
 from backend.console import say, show_load
@@ -18,12 +19,8 @@ from backend.logs import configure_logging
 from backend.settings import Settings
 from backend.storage.vectors import MilvusServer
 
-try:
-    from scripts.bulk_load.loading import BulkLoad
+if TYPE_CHECKING:
     from scripts.bulk_load.staging import Staging
-except ModuleNotFoundError as missing:
-    say(f"error: {missing.name} is not installed: pip install '.[bulk]'")
-    raise SystemExit(2) from None
 
 _COMMIT_PHOTOS: Final = 4096
 
@@ -31,6 +28,10 @@ _COMMIT_PHOTOS: Final = 4096
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     options = vars(_parser().parse_args(arguments))
+    if options["address"] is None:
+        # Ray reads it when it is imported. A Ray of this machine alone listens on loopback then,
+        # and not on every address, as one on Linux does.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         settings = take_settings(options)
         configure_logging(settings.log_level)
@@ -93,6 +94,12 @@ def _positive(text: str) -> int:
 
 
 async def _load(settings: Settings, options: dict[str, Any]) -> int:
+    try:
+        from scripts.bulk_load.loading import BulkLoad
+    except ModuleNotFoundError as missing:
+        raise ConfigurationError(
+            f"{missing.name} is not installed: pip install '.[bulk]'"
+        ) from None
     staging = _staging(settings, options["import_files"])
     async with open_services(settings, owns=False) as services:
         if staging is not None and isinstance(services.vectors, MilvusServer):
@@ -110,7 +117,7 @@ async def _load(settings: Settings, options: dict[str, Any]) -> int:
         return 1 if load.counts.failed else 0
 
 
-def _staging(settings: Settings, address: str | None) -> Staging | None:
+def _staging(settings: Settings, address: str | None) -> "Staging | None":
     if address is None:
         return None
     if settings.milvus_host is None:
@@ -118,6 +125,8 @@ def _staging(settings: Settings, address: str | None) -> Staging | None:
             "--import-files is for a Milvus server (MILVUS_HOST): Milvus Lite imports no files,"
             " leave it out"
         )
+    from scripts.bulk_load.staging import Staging
+
     return Staging(address)
 
 

@@ -44,7 +44,6 @@ def connected(address: str | None) -> Iterator[None]:
                     ray.init(
                         num_cpus=count_cores(),
                         include_dashboard=False,
-                        _node_ip_address="127.0.0.1",
                         **quiet,
                     )
         else:

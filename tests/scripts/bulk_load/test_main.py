@@ -1,11 +1,15 @@
 """The command line of a bulk load: what it refuses, and what breaks it off."""
 
+import ipaddress
 import math
 import os
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from scripts.bulk_load.__main__ import main
@@ -69,19 +73,30 @@ def test_a_cluster_that_is_not_there_is_told(
 
 
 def test_a_store_that_refuses_breaks_the_load_off_which_goes_on_when_it_does_not(
-    flags: list[str],
+    flags: list[str], tmp_path: Path
 ) -> None:
     with object_store() as store:
         store.fill("bucket", {f"photos/{i}.jpg": encode(draw_photo(i)) for i in range(40)})
         sources = ["s3://bucket/photos", "--allowed-roots", "s3://bucket"]
         command = [sys.executable, "-m", "scripts.bulk_load", *sources, *flags]
 
+        listening: set[str] = set()
+
         def load() -> tuple[int, str]:
             # A process of its own: Ray warns of itself, and every warning is an error here.
-            done = subprocess.run(
-                command, env=os.environ | store.environment, capture_output=True, timeout=200
-            )
-            return done.returncode, done.stderr.decode()
+            log = tmp_path / "log"
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    command, env=os.environ | store.environment, stdout=output, stderr=output
+                )
+            try:
+                while process.poll() is None:
+                    listening.update(_listening(process.pid))
+                    time.sleep(0.2)
+            finally:
+                process.kill()
+                process.wait()
+            return process.returncode, log.read_text()
 
         store.refuse_after(10)
         code, said = load()
@@ -91,3 +106,19 @@ def test_a_store_that_refuses_breaks_the_load_off_which_goes_on_when_it_does_not
         code, said = load()
         assert code == 0, said
         assert "40 photos in s3://bucket/photos: " in said
+    assert listening
+    assert all(ipaddress.ip_address(each.removeprefix("::ffff:")).is_loopback for each in listening)
+
+
+def _listening(pid: int) -> set[str]:
+    """The addresses that a process and its children listen on."""
+    found: set[str] = set()
+    with suppress(psutil.Error):
+        for process in psutil.Process(pid).children(recursive=True):
+            with suppress(psutil.Error):
+                found.update(
+                    each.laddr.ip
+                    for each in process.net_connections("inet")
+                    if each.status == psutil.CONN_LISTEN
+                )
+    return found

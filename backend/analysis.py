@@ -9,6 +9,7 @@ decoding and then does the rest: on each core a photo. Models of a server have m
 way, so that their requests meet and make batches.
 """
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -111,6 +112,17 @@ class PhotoAnalyzer:
             Unavailable: it cannot be started at the moment.
         """
         self._decoders.start()
+
+    async def probe(self) -> None:
+        """Has each model infer something, which alone tells that it does.
+
+        Raises:
+            EngineUnavailable: one does not answer, or not before the deadline.
+        """
+        detector, embedder = self.detector, self.embedder
+        image = np.zeros((1, detector.size, detector.size, 3), np.uint8)
+        crop = np.zeros((1, embedder.size, embedder.size, 3), np.uint8)
+        await asyncio.gather(detector.detect(image), embedder.embed(crop))
 
     async def analyze(self, data: bytes) -> AnalyzedPhoto:
         """Objects and embeddings of an encoded photo.

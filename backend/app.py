@@ -202,8 +202,10 @@ async def open_services(
 @asynccontextmanager
 async def open_preparer(
     settings: Settings, *, on_wait: OnWait = lambda engine, problem: None
-) -> AsyncIterator[tuple[PhotoPreparer, PhotoPlaces]]:
-    """What prepares photos, and the places that they may lie in: neither catalog nor vectors.
+) -> AsyncIterator[tuple[PhotoPreparer, PhotoAnalyzer, PhotoPlaces]]:
+    """What prepares photos, what it has analyse them, and the places that they may lie in.
+
+    Neither catalog nor vectors are opened.
 
     Raises:
         ConfigurationError: the models and the settings do not fit together.
@@ -217,7 +219,8 @@ async def open_preparer(
         analyzer = await _when_available(
             partial(_open_models, settings, figures, decoders, stack), on_wait
         )
-        yield PhotoPreparer(analyzer, max_file_bytes=settings.max_file_bytes), places
+        preparer = PhotoPreparer(analyzer, max_file_bytes=settings.max_file_bytes)
+        yield preparer, analyzer, places
 
 
 @asynccontextmanager

@@ -6,10 +6,19 @@ import os
 from pathlib import Path
 from typing import Final
 
-__all__ = ["count_cores"]
+__all__ = ["count_cores", "limit_cores"]
 
 _QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 """Of a container: microseconds of processors' time in each period of so many microseconds."""
+
+
+_limit = math.inf
+
+
+def limit_cores(cores: int) -> None:
+    """From now on this process counts on no more: it is one of several on its machine."""
+    global _limit
+    _limit = cores
 
 
 def count_cores() -> int:
@@ -19,4 +28,4 @@ def count_cores() -> int:
     with contextlib.suppress(OSError, ArithmeticError, ValueError):
         quota, period = map(int, _QUOTA.read_text("ascii").split())
         cores = min(cores, math.ceil(quota / period))
-    return max(1, cores)
+    return max(1, int(min(cores, _limit)))

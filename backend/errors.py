@@ -38,6 +38,7 @@ __all__ = [
     "ConfigurationError",
     "Conflict",
     "EmbedderMismatch",
+    "EngineGone",
     "EngineUnavailable",
     "Forbidden",
     "InsufficientScope",
@@ -228,6 +229,10 @@ class EngineUnavailable(Unavailable):
         """`engine` as people call it: Triton, Milvus, MySQL, Milvus Lite, SQLite."""
         super().__init__(message)
         self.engine = engine
+
+
+class EngineGone(Unavailable):
+    """An engine that has been away for as long as anybody waits: no photo is to blame."""
 
 
 class StoreUnavailable(EngineUnavailable):

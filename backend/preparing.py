@@ -14,6 +14,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 from backend.analysis import AnalyzedPhoto, PhotoAnalyzer
 from backend.budget import Budget
 from backend.errors import (
+    EngineGone,
     InvalidImage,
     OutOfProcesses,
     ServiceError,
@@ -41,7 +42,13 @@ class Patience(Protocol):
     """Makes attempts, each after the engine that failed the one before is back."""
 
     async def __call__(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
-        """What the first attempt returns that no engine fails."""
+        """What the first attempt returns that no engine fails.
+
+        Raises:
+            EngineUnavailable: an engine has failed for long that is back each time: it fails with
+                this photo.
+            EngineGone: it does not come back.
+        """
         ...
 
 
@@ -71,6 +78,7 @@ class PhotoPreparer:
 
         Raises:
             StoreUnavailable, StoreRefuses: not the photo is what is wrong, but where it lies.
+            EngineGone: as `patiently` does, which waits no longer.
         """
         sha256 = ""
         try:
@@ -81,7 +89,7 @@ class PhotoPreparer:
                 if known is not None and known.state == "indexed" and known.sha256 == sha256:
                     return TouchedImage(known.id, photo.size, photo.mtime_ns)
                 analyzed = await patiently(partial(self._analyze, data))
-        except (StoreUnavailable, StoreRefuses):
+        except (StoreUnavailable, StoreRefuses, EngineGone):
             raise  # it is no fault of the photo's
         except ServiceError as problem:
             return self._failed(photo, sha256, str(problem))

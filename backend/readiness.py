@@ -67,19 +67,13 @@ class Readiness:
     async def _check(self) -> list[EngineState]:
         found = list(
             await asyncio.gather(
-                _probe(self._analyzer.engine_name, self._infer),
+                _probe(self._analyzer.engine_name, self._analyzer.probe),
                 _probe(self._vectors.engine_name, self._search),
                 _probe(self._catalog.engine_name, self._catalog.ping),
             )
         )
         self._found, self._found_at = found, time.monotonic()
         return found
-
-    async def _infer(self) -> None:
-        detector, embedder = self._analyzer.detector, self._analyzer.embedder
-        image = np.zeros((1, detector.size, detector.size, 3), np.uint8)
-        crop = np.zeros((1, embedder.size, embedder.size, 3), np.uint8)
-        await asyncio.gather(detector.detect(image), embedder.embed(crop))
 
     async def _search(self) -> None:
         collections = []

@@ -9,6 +9,12 @@ again; what is `deleting` is finished. A collection that is imported is not seen
 written; where its import was broken off, it goes. A collection that cannot be mended, since the
 vector engine has lost it or cannot load it, holds up nobody else: it is tried again before it is
 next written to.
+
+A process that stands still for long, or that MySQL does not hear of, loses its turn to write, and
+goes on without knowing. Then the catalog decides: of two that write a photo, that one has written
+it whose objects the row has. The other, which removes no vectors of objects that came after its
+own, is told so at its last step, and its photos are tried again. Whoever takes photos back first
+asks whether he still has his turn.
 """
 
 import asyncio
@@ -248,6 +254,7 @@ class PhotoWriter:
         """The three steps of adding photos; see the module's docstring."""
         self._unsettled = True
         self._figures.batch("write", len(photos))
+        newest = await self._catalog.newest_object_id()
         stored = await self._catalog.begin_images(collection.id, [photo.image for photo in photos])
         rows = [
             ObjectVector(object_id, image.id, found.label, found.score, vector)
@@ -269,19 +276,18 @@ class PhotoWriter:
                 await self._vectors.delete_images(
                     collection.store,
                     [image.id for image in replaced],
+                    up_to=max([newest, *(row.id for row in rows)]),
                     keep=[object_id for image in replaced for object_id in image.object_ids],
                 )
             undone = await self._catalog.finish_images(
-                [image.id for image in stored if image.id not in failed],
-                failed,
-                written={collection.id: written},
+                stored, failed, written={collection.id: written}
             )
             if undone:
-                # The turn was lost with its connection, and another process has mended meanwhile.
+                # The turn was lost, and another process has written or mended meanwhile.
                 raise EngineUnavailable(
                     self._catalog.engine_name,
                     f"{self._catalog.engine_name} was away while photos were written, and another"
-                    " process has undone them: try again",
+                    " process has undone them, or written them again: try again",
                 )
         except BaseException:
             self._unsure.setdefault(collection.id, set()).update(image.id for image in stored)
@@ -584,8 +590,10 @@ class PhotoWriter:
 
     async def _mend_collection(self, collection: Collection) -> None:
         if await self._vectors.exists(collection.store):
-            # It may take long, or never end: others may write meanwhile.
+            # Either may take long, or never end: others may write meanwhile.
             await self._vectors.load(collection.store)
+            if await self._catalog.count_images(collection.id, "pending"):
+                await self._vectors.settle(collection.store)
         async with self.turn() as ensure_held:
             now = await self._catalog.collection_by_id(collection.id)
             if now is not None and now.state == "ready":
@@ -607,7 +615,7 @@ class PhotoWriter:
             _log.info("recovery.deleted", collection=collection.name, photos=len(page))
         async for page in self._catalog.images(collection.id, ["pending", "undoing"]):
             await ensure_held()
-            await self._undo(collection, [image.id for image in page])
+            await self._undo(collection, [image.id for image in page], ensure_held)
             _log.info("recovery.undone", collection=collection.name, photos=len(page))
         unsure = sorted(self._unsure.get(collection.id, ()))
         if unsure:
@@ -616,7 +624,9 @@ class PhotoWriter:
             await self._vectors.delete_images(collection.store, unsure, keep=object_ids)
             del self._unsure[collection.id]
 
-    async def _undo(self, collection: Collection, image_ids: Sequence[int]) -> None:
+    async def _undo(
+        self, collection: Collection, image_ids: Sequence[int], ensure_held: EnsureHeld
+    ) -> None:
         """Takes back photos that were begun; whoever brought them tries again.
 
         Their rows stay: they may have been indexed before. One whose last step was done after all,
@@ -624,6 +634,7 @@ class PhotoWriter:
         """
         claimed = await self._catalog.claim_undo(image_ids)
         await self._vectors.settle(collection.store)
+        await ensure_held()
         await self._vectors.delete_images(collection.store, claimed)
         await self._catalog.undo_images(claimed, _BROKEN_OFF)
 

@@ -95,7 +95,7 @@ class _Shelf:
             store = self.vectors.stores.setdefault(mine.store, {})
             store.update(zip(image.object_ids, vectors, strict=True))
         ids = [image.id for image in stored]
-        assert await self.catalog.finish_images(ids, {}) == []
+        assert await self.catalog.finish_images(stored, {}) == []
         return ids
 
     async def groups(self, max_distance: float | None = None) -> list[list[int]]:

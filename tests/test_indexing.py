@@ -26,6 +26,7 @@ from backend.errors import (
 )
 from backend.indexing import AddedPhoto
 from backend.loads import Failure, Load, LoadCounts
+from backend.metrics import Metrics
 from backend.readiness import EngineState
 from backend.settings import Settings
 from backend.storage.catalog import (
@@ -35,9 +36,12 @@ from backend.storage.catalog import (
     LoadRow,
     NewImage,
     NewObject,
+    StoredImage,
     path_key,
 )
 from backend.storage.vectors import ObjectVector
+from backend.uploads import UploadFolder
+from backend.writing import PhotoWriter, PreparedPhoto
 from tests.engines.mariadb import MariaDBProcess
 from tests.photos import draw_photo, encode, write_photos
 
@@ -236,6 +240,55 @@ async def test_mending_that_has_lost_its_turn_takes_nothing_back(
     assert [image.state for image in await services.catalog.images_by_id([stored.id])] == [state]
     await services.writer.recover()
     assert await _states(services) == ["indexed"] + ["failed"] * (state == "pending")
+
+
+@pytest.mark.parametrize("combination", ["mysql", "milvus+mysql"], indirect=True)
+@pytest.mark.parametrize("objects", [0, 2])
+@pytest.mark.parametrize("step", ["insert", "delete_images", "finish_images"])
+async def test_one_that_has_lost_its_turn_leaves_what_another_has_written_since(
+    services: Services,
+    mysql_server: MariaDBProcess,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    objects: int,
+) -> None:
+    another = PhotoWriter(
+        services.catalog,
+        services.vectors,
+        services.analyzer,
+        UploadFolder(settings.uploads, services.catalog.identity),
+        Metrics(),
+        metric="L2",
+        owns=False,
+    )
+    collection = await services.writer.ensure_collection("t")
+
+    def photo(path: str, objects: int) -> PreparedPhoto:
+        return PreparedPhoto(_new_image(path, objects), _vectors(objects))
+
+    await services.writer.add(collection, [photo("/old", 1)])
+    engine: object = services.catalog if step == "finish_images" else services.vectors
+    do = getattr(engine, step)
+
+    async def do_after_another(*args: object, **options: object) -> object:
+        monkeypatch.setattr(engine, step, do)
+        await asyncio.to_thread(mysql_server.drop_connections, settings.mysql_db)
+        await another.add(collection, [photo("/old", objects)])
+        return await do(*args, **options)
+
+    monkeypatch.setattr(engine, step, do_after_another)
+    with pytest.raises(EngineUnavailable, match=r"MySQL.*written them again: try again"):
+        await services.writer.add(collection, [photo("/old", 3), photo("/new", 1)])
+    assert await _states(services) == ["indexed", "indexed"]
+
+    async def mended() -> bool:
+        return not services.writer.outages.engines
+
+    await _until(mended)
+    await another.close()
+    await _assert_consistent(services)
+    assert len(await services.catalog.object_ids(collection.id)) == objects + 1
 
 
 async def test_an_uploads_file_that_was_never_acknowledged_is_removed_and_others_stay(
@@ -704,9 +757,9 @@ async def test_an_upload_that_comes_again_before_what_was_broken_off_is_mended_s
             return await check()
 
         async def finish_and_lose_the_answer(
-            indexed: Sequence[int], failed: Mapping[int, str], *, written: Mapping[int, int]
+            stored: Sequence[StoredImage], failed: Mapping[int, str], *, written: Mapping[int, int]
         ) -> list[int]:
-            await finish(indexed, failed, written=written)
+            await finish(stored, failed, written=written)
             raise EngineUnavailable("SQLite", "the answer is lost")
 
         monkeypatch.setattr(outages._readiness, "check", check_later)

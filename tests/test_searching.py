@@ -74,7 +74,7 @@ async def _store(
         for object_id, new, vector in zip(image.object_ids, group, vectors, strict=True)
     ]
     await services.vectors.upsert(collection.store, rows)
-    await services.catalog.finish_images([image.id for image in stored], {})
+    await services.catalog.finish_images(stored, {})
     return collection
 
 
@@ -460,7 +460,7 @@ async def test_an_object_of_a_photo_of_unknown_size_has_no_part_of_it(services: 
     await services.vectors.upsert(
         collection.store, [ObjectVector(again.object_ids[0], again.id, "thing", 0.5, unit[0])]
     )
-    await services.catalog.finish_images([again.id], {})
+    await services.catalog.finish_images([again], {})
     for wanted, paths in ((Wanted(min_area=0.0), ["/0"]), (Wanted(), ["/0", "/1"])):
         hits = (await services.searcher.find("made", unit, wanted, 5)).hits
         assert [hit.matches[0].object.path for hit in hits] == paths
@@ -481,7 +481,7 @@ async def test_labels_that_nothing_bears_match_nothing_and_never_reach_the_engin
     await services.vectors.upsert(
         collection.store, [ObjectVector(image.object_ids[0], image.id, "", 0.5, unit[0])]
     )
-    await services.catalog.finish_images([image.id], {})
+    await services.catalog.finish_images([image], {})
     [hit] = (await services.searcher.find("made", unit, Wanted(labels=("", "none")), 5)).hits
     assert hit.matches[0].object.path == "/2"
 

@@ -568,7 +568,7 @@ class Catalog:
             .limit(_IDS_PER_QUERY)
         )
         while rows := await self._rows(query):
-            await self.finish_delete_images([row.id for row in rows])
+            await self._change(*_removals([row.id for row in rows]))
         loads = sa.select(_loads.c.id).where(_loads.c.collection_id == collection_id)
         await self._change(
             sa.delete(_load_chunks).where(_load_chunks.c.load_id.in_(loads)),
@@ -675,49 +675,59 @@ class Catalog:
 
         return await self._database.write(write) if rows else []
 
+    async def newest_object_id(self) -> int:
+        """The greatest id of an object's row; those that come later have greater ones."""
+        [row] = await self._rows(sa.select(sa.func.max(_objects.c.id).label("id")))
+        return row.id or 0
+
     async def finish_images(
         self,
-        indexed: Sequence[int],
+        stored: Sequence[StoredImage],
         failed: Mapping[int, str],
         *,
         written: Mapping[int, int] | None = None,
     ) -> list[int]:
-        """Ends `pending`: photos whose vectors are written, and photos with their failures.
+        """Ends `pending`: photos whose vectors are written are indexed, but for those that failed.
 
-        `written` is by collection the vector engine's timestamp of that write.
+        Args:
+            stored: what `begin_images` has returned.
+            failed: why, by the ids of those that have failed.
+            written: by collection the vector engine's timestamp of the write.
 
         Returns the ids of those that are not indexed or failed now, as was asked: somebody else
-        has begun to undo or delete them, or they are gone.
+        has written them again, or begun to undo or delete them, or they are gone.
         """
-        wanted = dict.fromkeys(indexed, "indexed") | dict.fromkeys(failed, "failed")
-        by_error: dict[str, list[int]] = {}
-        for image_id, error in failed.items():
-            by_error.setdefault(keep_reason(error), []).append(image_id)
-        changes = [
-            *_changes(indexed, "pending", state="indexed", error=None),
-            *(
-                change
-                for error, image_ids in by_error.items()
-                for change in _changes(image_ids, "pending", state="failed", error=error)
-            ),
-            *(
-                sa.update(_collections)
-                .where(_collections.c.id == collection_id, _collections.c.written < timestamp)
-                .values(written=timestamp)
-                for collection_id, timestamp in (written or {}).items()
-            ),
-        ]
+        images = {image.id: image for image in stored}
 
         async def write(connection: AsyncConnection) -> list[int]:
+            ours = await _ids_with_objects(connection, images)
+            by_error: dict[str, list[int]] = {}
+            for image_id in ours & failed.keys():
+                by_error.setdefault(keep_reason(failed[image_id]), []).append(image_id)
+            indexed = ours - failed.keys()
+            changes = [
+                *_changes(sorted(indexed), "pending", state="indexed", error=None),
+                *(
+                    change
+                    for error, image_ids in by_error.items()
+                    for change in _changes(image_ids, "pending", state="failed", error=error)
+                ),
+                *(
+                    sa.update(_collections)
+                    .where(_collections.c.id == collection_id, _collections.c.written < timestamp)
+                    .values(written=timestamp)
+                    for collection_id, timestamp in (written or {}).items()
+                ),
+            ]
             for change in changes:
                 await connection.execute(change)
-            now: dict[int, str] = {}
-            for chunk in _chunks(list(wanted)):
-                query = sa.select(_images.c.id, _images.c.state).where(_images.c.id.in_(chunk))
-                now.update((row.id, row.state) for row in await connection.execute(query))
-            return [image_id for image_id, state in wanted.items() if now.get(image_id) != state]
+            done = {
+                *await _ids_in_state(connection, sorted(indexed), "indexed"),
+                *await _ids_in_state(connection, sorted(ours & failed.keys()), "failed"),
+            }
+            return [image_id for image_id in images if image_id not in done]
 
-        return await self._database.write(write) if wanted else []
+        return await self._database.write(write) if images else []
 
     async def claim_undo(self, image_ids: Sequence[int]) -> list[int]:
         """Moves those of the photos that are `pending` to `undoing`: none can be finished then.
@@ -794,17 +804,14 @@ class Catalog:
         await self._change(*_changes(image_ids, state="deleting"))
 
     async def finish_delete_images(self, image_ids: Sequence[int]) -> None:
-        """Removes the rows of photos and of their objects."""
-        await self._change(
-            *(
-                statement
-                for chunk in _chunks(sorted(image_ids))
-                for statement in (
-                    sa.delete(_objects).where(_objects.c.image_id.in_(chunk)),
-                    sa.delete(_images).where(_images.c.id.in_(chunk)),
-                )
-            )
-        )
+        """Removes the rows of photos that are `deleting`, and those of their objects."""
+
+        async def write(connection: AsyncConnection) -> None:
+            gone = await _ids_in_state(connection, image_ids, "deleting")
+            for removal in _removals(gone):
+                await connection.execute(removal)
+
+        await self._database.write(write)
 
     async def images(
         self, collection_id: int, states: Sequence[ImageState]
@@ -1202,6 +1209,43 @@ def _changes(
         for chunk in _chunks(sorted(image_ids))
     ]
     return [change.where(_images.c.state == before) for change in changes] if before else changes
+
+
+def _removals(image_ids: Sequence[int]) -> list[sa.Delete]:
+    """Removals of photos' rows, and before them of their objects'; in the order of their ids."""
+    return [
+        removal
+        for chunk in _chunks(sorted(image_ids))
+        for removal in (
+            sa.delete(_objects).where(_objects.c.image_id.in_(chunk)),
+            sa.delete(_images).where(_images.c.id.in_(chunk)),
+        )
+    ]
+
+
+async def _ids_with_objects(
+    connection: AsyncConnection, images: Mapping[int, StoredImage]
+) -> set[int]:
+    """Those of the photos that still have the objects that they were stored with.
+
+    Their rows stay as they are until the transaction ends.
+    """
+    rows: dict[int, int | None] = {}
+    for chunk in _chunks(sorted(images)):
+        # The lock comes first: whoever writes a photo again makes its row anew.
+        lock = sa.select(_images.c.id).where(_images.c.id.in_(chunk)).with_for_update()
+        rows.update((row.id, None) for row in await connection.execute(lock))
+        first = (
+            sa.select(_objects.c.image_id, sa.func.min(_objects.c.id).label("id"))
+            .where(_objects.c.image_id.in_(chunk))
+            .group_by(_objects.c.image_id)
+        )
+        rows.update((row.image_id, row.id) for row in await connection.execute(first))
+    return {
+        image_id
+        for image_id, first_object in rows.items()
+        if first_object == min(images[image_id].object_ids, default=None)
+    }
 
 
 def _indexed_objects(*columns: Any) -> sa.Select[Any]:

@@ -6,12 +6,13 @@ may be repeated without harm: rows are upserted by the catalog's ids, deletes na
 
 import asyncio
 import re
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol, TypeAlias
+from typing import Any, ClassVar, Final, Protocol, TypeAlias, TypeVar
 
 import grpc
 import numpy as np
@@ -72,12 +73,17 @@ _HITS_PARAMETERS: Final = ("ef", "search_list", "reorder_k")
 """Of searching an index: how many candidates it looks at, which must not be less than the hits."""
 
 _IMPORT_POLL_SECONDS: Final = 0.2
+_STANDSTILL_SECONDS: Final = 900.0
+"""After which an import, or what brings it into memory, is given up that gets no further. It is
+long: Milvus lets imports of all its users wait for one another."""
 _ALL_LOADED: Final = 100
 _IMPORT_OVER: Final = (
     BulkInsertState.ImportCompleted,
     BulkInsertState.ImportFailed,
     BulkInsertState.ImportFailedAndCleaned,
 )
+
+_T = TypeVar("_T")
 
 _READS: Final = frozenset({"search", "query"})
 _NOT_LOADED: Final = frozenset({101, 103})
@@ -197,9 +203,15 @@ class VectorStore(Protocol):
         ...
 
     async def delete_images(
-        self, store: str, image_ids: Sequence[int], *, keep: Sequence[int] = ()
+        self,
+        store: str,
+        image_ids: Sequence[int],
+        *,
+        up_to: int | None = None,
+        keep: Sequence[int] = (),
     ) -> None:
-        """Removes the rows of these images but for the objects in `keep`."""
+        """Removes the rows of these images, or of those the ones whose ids are at most `up_to`,
+        but for the objects in `keep`."""
         ...
 
     async def delete(self, store: str, ids: Sequence[int]) -> None:
@@ -290,11 +302,11 @@ class _Handler(AsyncGrpcHandler):  # type: ignore[misc]  # pymilvus has no types
     # What its client for asyncio lacks.
 
     async def bulk_insert(
-        self, collection: str, files: list[str], *, context: CallContext, **_: Any
+        self, collection: str, file: str, *, context: CallContext, **_: Any
     ) -> int:
-        """Has Milvus import files, all or nothing; returns the import's id."""
+        """Has Milvus import a file, all or nothing; returns the import's id."""
         await self.ensure_channel_ready()
-        request = Prepare.do_bulk_insert(collection, "", files)
+        request = Prepare.do_bulk_insert(collection, "", [file])  # Milvus 2.3 takes no more
         answer = await self._async_stub.Import(request, metadata=_api_level_md(context))
         check_status(answer.status)
         return int(answer.tasks[0])
@@ -446,12 +458,19 @@ class _Milvus(ABC):
             self._note(store, written)
 
     async def delete_images(
-        self, store: str, image_ids: Sequence[int], *, keep: Sequence[int] = ()
+        self,
+        store: str,
+        image_ids: Sequence[int],
+        *,
+        up_to: int | None = None,
+        keep: Sequence[int] = (),
     ) -> None:
         """See `VectorStore.delete_images`."""
-        kept = f" and id not in {_integers(keep)}" if keep else ""
+        of_those = f" and id <= {int(up_to)}" if up_to is not None else ""
+        if keep:
+            of_those += f" and id not in {_integers(keep)}"
         for chunk in _chunks(image_ids, _IDS_PER_DELETE):
-            await self._delete(store, f"image_id in {_integers(chunk)}{kept}")
+            await self._delete(store, f"image_id in {_integers(chunk)}{of_those}")
 
     async def delete(self, store: str, ids: Sequence[int]) -> None:
         """See `VectorStore.delete`."""
@@ -706,11 +725,16 @@ class MilvusServer(_Milvus):
         if self._stage is None or not rows:
             return await super().insert(store, rows)
         async with self._stage(_schema(rows[0].vector.size), rows) as files:
-            state = await self._until_over(await self._ask("bulk_insert", store, files))
-        if state.state != BulkInsertState.ImportCompleted:
-            _log.error("vectors.import_failed", task=state.task_id, reason=state.failed_reason)
-            why = state.failed_reason or "it gives no reason"
-            raise ServiceError(self._says(f"could not import the vectors: {why}"))
+            imports = [await self._ask("bulk_insert", store, file) for file in files]
+            states = [await self._until_over(each) for each in imports]
+        for state in states:
+            if state.state != BulkInsertState.ImportCompleted:
+                _log.error("vectors.import_failed", task=state.task_id, reason=state.failed_reason)
+                why = state.failed_reason or "it gives no reason"
+                raise ServiceError(self._says(f"could not import the vectors: {why}"))
+        imported = sum(state.row_count for state in states)
+        if imported != len(rows):
+            raise ServiceError(self._says(f"has imported {imported} of {len(rows)} vectors"))
         await self._load_imported(store)
         written: int = await self._ask("alloc_timestamp")
         self._note(store, written)
@@ -720,15 +744,39 @@ class MilvusServer(_Milvus):
         """Imported rows are found, and can be deleted, when they are in memory."""
         await self._ask("begin_refresh", store)
         # Many take longer than an answer may.
-        while await self._ask("get_loading_progress", store, is_refresh=True) < _ALL_LOADED:
-            await asyncio.sleep(_IMPORT_POLL_SECONDS)
+        await self._until(
+            lambda: self._ask("get_loading_progress", store, is_refresh=True),
+            lambda progress: progress >= _ALL_LOADED,
+        )
 
     async def _until_over(self, number: int) -> BulkInsertState:
-        while True:
-            state: BulkInsertState = await self._ask("bulk_insert_state", number)
-            if state.state in _IMPORT_OVER:
-                return state
+        return await self._until(
+            lambda: self._ask("bulk_insert_state", number),
+            lambda state: state.state in _IMPORT_OVER,
+        )
+
+    async def _until(self, look: Callable[[], Awaitable[_T]], is_over: Callable[[_T], bool]) -> _T:
+        """What Milvus says when it is over.
+
+        Raises:
+            EngineUnavailable: it says the same for very long.
+        """
+        before, since = "", time.monotonic()
+        while not is_over(seen := await look()):
+            now = time.monotonic()
+            if str(seen) != before:
+                before, since = str(seen), now
+            elif now - since > _STANDSTILL_SECONDS:
+                _log.error("vectors.import_stands_still", seen=before, seconds=round(now - since))
+                raise EngineUnavailable(
+                    self.engine_name,
+                    self._says(
+                        f"has come no further with an import for {_STANDSTILL_SECONDS / 60:.0f}"
+                        " minutes: see its log"
+                    ),
+                )
             await asyncio.sleep(_IMPORT_POLL_SECONDS)
+        return seen
 
     async def settle(self, store: str) -> None:
         """See `VectorStore.settle`; an import goes on though whoever has begun it is gone."""
@@ -736,8 +784,10 @@ class MilvusServer(_Milvus):
             imports = await self._ask("bulk_inserts", store)
         except EngineUnavailable:
             raise
-        except ServiceError:
-            return  # whoever may not see imports, or where there are none, has begun none
+        except ServiceError as error:
+            # Whoever has no such thing has begun none; others may have.
+            _log.warning("vectors.imports_not_listed", reason=str(error))
+            return
         for each in imports:
             if each.state not in _IMPORT_OVER:
                 await self._until_over(each.task_id)

@@ -71,7 +71,7 @@ async def _fill(arguments: dict[str, Any]) -> None:
                 ],
             )
             upserted = time.perf_counter()
-            await catalog.finish_images([image.id for image in stored], {})
+            await catalog.finish_images(stored, {})
             in_catalog += written - begin + time.perf_counter() - upserted
             in_vectors += upserted - written
         await _answer(

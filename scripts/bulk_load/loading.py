@@ -31,7 +31,15 @@ _log = structlog.get_logger("backend.bulk_load")
 _LOOKUP_PHOTOS: Final = 500
 """Photos whose rows are looked up with one query."""
 _BLOCK_PHOTOS: Final = 32
-"""Photos that an actor takes at a time: as many as keep all of a machine's cores busy."""
+"""As many photos as keep an actor busy."""
+_BLOCKS_AT_ONCE: Final = 2
+"""Of an actor: the last photos of one do not hold up the next."""
+_CORES_BESIDE_TRITON: Final = 2
+"""An actor that only prepares what Triton infers uses no more, like a backend (docs/scale.md)."""
+_START_SECONDS: Final = 600.0
+"""For the first actor to be given a core and to open the models; machines may have to start."""
+_RETRIES: Final = {"max_restarts": 3, "max_task_retries": 3}
+"""Of an actor whose machine or process goes."""
 _MEMORY_MARGIN: Final = 1.25
 """An actor is given more memory than one has needed for its first photos."""
 _NO_PASSWORDS: Final = {"mysql_pwd": "", "milvus_token": ""}
@@ -49,6 +57,7 @@ class BulkLoad:
         self._settings = settings
         self._address = address
         self._commit_photos = commit_photos
+        self._cores = None if settings.triton_url is None else _CORES_BESIDE_TRITON
 
     async def start(self, sources: Sequence[str], table: str) -> Load:
         """Lists the photos; returns a load that is under way.
@@ -119,9 +128,19 @@ class BulkLoad:
     async def _measure(self, tasks: Sequence[Task]) -> int:
         """Bytes that one actor needs, as one has that prepares the first photos."""
         actors: Any = ray.remote(Preparer)
-        probe = actors.options(num_cpus=1).remote(self._actors_settings())
+        probe = actors.options(num_cpus=1, **_RETRIES).remote(self._actors_settings(), self._cores)
         try:
-            peak: int = await probe.peak_memory.remote(pack(tasks[:_BLOCK_PHOTOS]))
+            try:
+                async with asyncio.timeout(_START_SECONDS):
+                    await probe.__ray_ready__.remote()
+            except TimeoutError:
+                raise ConfigurationError(
+                    f"within {_START_SECONDS / 60:.0f} minutes no process could be started that"
+                    " prepares photos: see that a machine of the cluster has a core free, and that"
+                    " it reaches Triton where TRITON_URL names one"
+                ) from None
+            first = pack(tasks[: _BLOCK_PHOTOS * _BLOCKS_AT_ONCE])
+            peak: int = await probe.peak_memory.remote(first)
         finally:
             ray.kill(probe)
         return math.ceil(_MEMORY_MARGIN * peak)
@@ -137,10 +156,15 @@ class BulkLoad:
     def _preparers(self, memory: int) -> dict[str, Any]:
         """How Ray is to run the actors."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        actors, cores = plan_actors(nodes, memory)
+        actors, cores = plan_actors(nodes, memory, self._cores)
         return {
-            "fn_constructor_args": (self._actors_settings(),),
-            "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
+            "fn_constructor_args": (self._actors_settings(), cores),
+            "compute": ray.data.ActorPoolStrategy(
+                min_size=1,
+                max_size=actors,
+                max_concurrent_calls_per_actor=_BLOCKS_AT_ONCE,
+                enable_true_multi_threading=True,
+            ),
             "num_cpus": cores,
             "memory": memory,
         }
@@ -169,15 +193,18 @@ class BulkLoad:
         _log.info("bulk_load.written", photos=done, of=total, failed=load.counts.failed)
 
 
-def plan_actors(nodes: Sequence[Mapping[str, float]], memory: int) -> tuple[int, int]:
-    """How many actors there are to be at most, and how many cores each is counted with.
+def plan_actors(
+    nodes: Sequence[Mapping[str, float]], memory: int, most_cores: int | None = None
+) -> tuple[int, int]:
+    """How many actors there are to be at most, and how many cores each may use.
 
-    On each machine one that uses all of its cores, as a backend does, or, where machines have more
-    than others, several; no more than there is memory for.
+    That is as many as the smallest machine has, and larger ones run several; no more than there is
+    memory for.
 
     Args:
         nodes: what machines have, as Ray says: `CPU`, and `memory` in bytes.
         memory: bytes that one actor takes.
+        most_cores: that an actor has a use for; None for any number.
 
     Raises:
         ConfigurationError: there is no machine that one fits on.
@@ -189,6 +216,7 @@ def plan_actors(nodes: Sequence[Mapping[str, float]], memory: int) -> tuple[int,
             " machine of the cluster has both to give: add one that has"
         )
     cores = int(min(node["CPU"] for node in able))
+    cores = min(cores, most_cores or cores)
     return sum(int(min(node["CPU"] // cores, node["memory"] // memory)) for node in able), cores
 
 

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from backend.app import open_preparer
-from backend.errors import EngineUnavailable
+from backend.cores import limit_cores
+from backend.deadlines import deadline
+from backend.errors import EngineGone, EngineUnavailable, StoreUnavailable
 from backend.scanning import FoundPhoto
 from backend.settings import Settings
 from backend.storage.catalog import Image, TouchedImage
@@ -31,6 +33,7 @@ Column = Mapping[str, NDArray[np.object_]]
 
 _PATIENCE_SECONDS: Final = 300.0
 """With an engine or a store that is away; then the load breaks off, to be started again."""
+_PROBE_SECONDS: Final = 10.0
 _MAX_WAIT_SECONDS: Final = 5.0
 
 
@@ -47,15 +50,30 @@ def unpack(block: Column) -> list[Any]:
 
 
 class Preparer:
-    """Prepares blocks of photos, with models and decoders of its own."""
+    """Prepares blocks of photos, several at a time, with models and decoders of its own."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Opens the models, or connects to Triton; waits for it."""
+    def __init__(
+        self,
+        settings: Settings,
+        cores: int | None = None,
+        *,
+        patience_seconds: float = _PATIENCE_SECONDS,
+    ) -> None:
+        """Opens the models, or connects to Triton; waits for it.
+
+        Args:
+            settings: the service's.
+            cores: that it may use of its machine; None for all.
+            patience_seconds: how long an engine or a store may be away, until `__call__` raises.
+        """
+        if cores is not None:
+            limit_cores(cores)
+        self._patience_seconds = patience_seconds
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._stack = AsyncExitStack()
-        self._preparer, self._places = self._run(
+        self._preparer, self._analyzer, self._places = self._run(
             self._stack.enter_async_context(open_preparer(settings))
         )
 
@@ -63,16 +81,48 @@ class Preparer:
         return asyncio.run_coroutine_threadsafe(steps, self._loop).result()
 
     def __call__(self, block: Column) -> dict[str, NDArray[np.object_]]:
-        """Outcomes of tasks, in their order."""
+        """Outcomes of tasks, in their order.
+
+        Raises:
+            EngineGone, StoreRefuses: no photo is to blame.
+        """
         return pack(self._run(self._prepare(unpack(block))))
 
     async def _prepare(self, tasks: Sequence[Task]) -> list[Outcome]:
         return await asyncio.gather(
             *(
-                self._preparer.prepare(photo, known, self._places, _patiently)
+                self._preparer.prepare(photo, known, self._places, self._patiently)
                 for photo, known in tasks
             )
         )
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        """See `Patience`."""
+        try:
+            async for trial in AsyncRetrying(
+                retry=retry_if_exception_type(EngineUnavailable),
+                wait=wait_exponential(max=_MAX_WAIT_SECONDS),
+                stop=stop_after_delay(self._patience_seconds),
+                reraise=True,
+            ):
+                with trial:
+                    return await attempt()
+        except EngineUnavailable as trouble:
+            if not isinstance(trouble, StoreUnavailable) and await self._does_infer():
+                raise  # it fails with this photo alone
+            raise EngineGone(
+                f"{trouble.engine} has not come back within {self._patience_seconds:.0f} s:"
+                f" {trouble}"
+            ) from None
+        raise AssertionError("unreachable")
+
+    async def _does_infer(self) -> bool:
+        try:
+            with deadline(_PROBE_SECONDS):
+                await self._analyzer.probe()
+        except EngineUnavailable:
+            return False
+        return True
 
     def peak_memory(self, block: Column) -> int:
         """Bytes that this process and its decoders have had in memory at most, a block prepared."""
@@ -85,18 +135,6 @@ class Preparer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-
-async def _patiently(attempt: Callable[[], Awaitable[_T]]) -> _T:
-    async for trial in AsyncRetrying(
-        retry=retry_if_exception_type(EngineUnavailable),
-        wait=wait_exponential(max=_MAX_WAIT_SECONDS),
-        stop=stop_after_delay(_PATIENCE_SECONDS),
-        reraise=True,
-    ):
-        with trial:
-            return await attempt()
-    raise AssertionError("unreachable")
 
 
 def _children() -> list[str]:

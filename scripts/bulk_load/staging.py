@@ -2,6 +2,7 @@
 
 import asyncio
 import posixpath
+import sys
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -22,16 +23,18 @@ __all__ = ["Staging"]
 
 _log = structlog.get_logger("backend.bulk_load")
 
-_FILE_BYTES: Final = 256 * 2**20
-"""Of vectors in one file: Milvus takes files of up to 16 GB, and reads several at a time."""
+_FILE_BYTES: Final = 128 * 2**20
+"""Of vectors in one file. The writer makes numbers of Python's of them, eight times as large; each
+file is an import of its own, which takes Milvus some seconds beside its rows."""
 _LOCAL: Final = ("file", "local")
 
 
 class Staging:
     """Lays rows down as Parquet files; a `Stage` of the vector store's."""
 
-    def __init__(self, address: str) -> None:
-        """`address`: a folder, or an address of fsspec's such as s3://bucket/prefix.
+    def __init__(self, address: str, *, file_bytes: int = _FILE_BYTES) -> None:
+        """`address`: a folder, or an address of fsspec's such as s3://bucket/prefix;
+            `file_bytes`: of vectors in one file.
 
         Raises:
             ConfigurationError: there is no way to write there.
@@ -41,6 +44,7 @@ class Staging:
         except (ImportError, ValueError, OSError) as error:
             raise ConfigurationError(f"--import-files {address}: {error}") from None
         self._address = address
+        self._file_bytes = file_bytes
         protocols = self._system.protocol
         protocols = (protocols,) if isinstance(protocols, str) else protocols
         self._is_local = any(protocol in _LOCAL for protocol in protocols)
@@ -58,7 +62,8 @@ class Staging:
         try:
             try:
                 names = await asyncio.to_thread(self._write, schema, rows, folder)
-            except OSError as error:
+            except Exception as error:  # libraries of stores have classes of their own
+                _log.warning("bulk_load.files_not_written", folder=folder, exc_info=error)
                 raise EngineUnavailable(
                     "the files of --import-files",
                     f"{self._address} cannot be written to ({error}): see to it",
@@ -74,11 +79,18 @@ class Staging:
         self, schema: CollectionSchema, rows: Sequence[ObjectVector], folder: str
     ) -> list[str]:
         with tempfile.TemporaryDirectory(prefix="bulk-load-") as scratch:
+            rows_per_file = max(1, self._file_bytes // rows[0].vector.nbytes)
             with LocalBulkWriter(
-                schema, scratch, chunk_size=_FILE_BYTES, file_type=BulkFileType.PARQUET
+                schema,
+                scratch,
+                # It would go on with the next file while it writes one, and hold both in memory.
+                chunk_size=sys.maxsize,
+                file_type=BulkFileType.PARQUET,
             ) as writer:
-                for row in rows:
+                for number, row in enumerate(rows, 1):
                     writer.append_row(vars(row) | {"vector": row.vector.tolist()})
+                    if number % rows_per_file == 0:
+                        writer.commit()
                 writer.commit()
                 written = [Path(name) for files in writer.batch_files for name in files]
             # The writer only logs what goes wrong in its threads.

@@ -94,7 +94,7 @@ async def index(
     """Stores photos as indexed ones; returns their ids."""
     stored = await catalog.begin_images(collection.id, [new_photo(path, objects) for path in paths])
     ids = [image.id for image in stored]
-    assert await catalog.finish_images(ids, {}) == []
+    assert await catalog.finish_images(stored, {}) == []
     return ids
 
 

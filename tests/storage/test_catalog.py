@@ -29,6 +29,7 @@ from backend.storage.catalog import (
     NewImage,
     NewObject,
     PhotoHashes,
+    StoredImage,
     TouchedImage,
     new_store,
     path_key,
@@ -214,7 +215,7 @@ async def test_collections_come_by_name_with_how_many_photos_they_have(catalog: 
     await catalog.begin_delete_images([deleting])
     stored = await catalog.begin_images(collection_id=full.id, images=[new_photo("/d", [], "bad")])
     await catalog.begin_images(full.id, [new_photo("/pending")])
-    await catalog.finish_images([], {stored[0].id: "bad"})
+    await catalog.finish_images(stored[:1], {stored[0].id: "bad"})
     assert await catalog.collections_with_counts() == [
         CountedCollection(empty, indexed=0, failed=0),
         CountedCollection(full, indexed=2, failed=1),
@@ -291,7 +292,7 @@ async def test_a_photo_is_pending_with_its_objects_until_it_is_finished(catalog:
     assert await catalog.count_images(collection.id) == 0
     assert await catalog.count_images(collection.id, "pending") == 1
     assert await catalog.indexed_image([path_key("/a.jpg")]) is None
-    await catalog.finish_images([stored.id], {})
+    await catalog.finish_images([stored], {})
     [image] = await all_images(catalog, collection)
     assert image == Image(
         id=stored.id,
@@ -326,7 +327,7 @@ async def test_fresh_and_changed_photos_may_come_together_in_any_order(catalog: 
     assert [image.replaced for image in stored] == [False, True, False, True]
     assert (stored[1].id, stored[3].id) == (old_b, old_d)
     assert [len(image.object_ids) for image in stored] == [4, 1, 0, 2]
-    await catalog.finish_images([image.id for image in stored], {})
+    await catalog.finish_images(stored, {})
     fresh = [object_id for image in stored for object_id in image.object_ids]
     assert await catalog.object_ids(collection.id) == set(fresh)
     assert old_objects.isdisjoint(fresh)
@@ -365,7 +366,7 @@ async def test_perceptual_hashes_are_kept_to_the_bit(catalog: Catalog) -> None:
     stored = await catalog.begin_images(collection.id, news)
     ids = [image.id for image in stored]
     assert await _hashes(catalog, collection) == []  # while they are pending
-    await catalog.finish_images(ids, {})
+    await catalog.finish_images(stored, {})
     assert [image.phash for image in await catalog.images_by_id(ids)] == list(_PHASHES)
     assert await _hashes(catalog, collection) == [
         PhotoHashes(image_id, "cd" * 32, phash)
@@ -419,7 +420,7 @@ async def test_more_photos_than_one_query_holds_are_stored_in_order(catalog: Cat
         stored = await catalog.begin_images(
             collection.id, [new_photo(path, [CAT]) for path in paths]
         )
-        await catalog.finish_images([image.id for image in stored], {})
+        await catalog.finish_images(stored, {})
     assert all(image.replaced for image in stored)
     places = await catalog.places([image.object_ids[0] for image in stored])
     assert [place.path for place in places.values()] == paths
@@ -433,7 +434,7 @@ async def test_a_failure_is_kept_with_its_reason_and_ends_with_the_next_success(
 ) -> None:
     collection = await ensure(catalog)
     [stored] = await catalog.begin_images(collection.id, [new_photo("/a", [], "the file is empty")])
-    await catalog.finish_images([], {stored.id: "the file is empty"})
+    await catalog.finish_images([stored], {stored.id: "the file is empty"})
     [image] = await all_images(catalog, collection, ["failed"])
     assert image.error == "the file is empty"
     assert await catalog.count_images(collection.id) == 0
@@ -450,13 +451,40 @@ async def test_only_what_is_pending_can_be_finished_and_what_was_not_is_told(
     collection = await ensure(catalog)
     indexed, deleting = await index(catalog, collection, ["/a", "/b"], [CAT])
     await catalog.begin_delete_images([deleting])
-    undone = await catalog.finish_images([deleting, 10**9], {indexed: "too late"})
+    [cat, dog] = await catalog.object_ids_of_images([indexed, deleting])
+    stored = [
+        StoredImage(deleting, [dog], replaced=False),
+        StoredImage(10**9, [dog + 1], replaced=False),
+        StoredImage(indexed, [cat], replaced=False),
+    ]
+    undone = await catalog.finish_images(stored, {indexed: "too late"})
     assert undone == [deleting, 10**9, indexed]
     states = {
         image.id: (image.state, image.error) for image in await all_images(catalog, collection)
     }
     assert states == {indexed: ("indexed", None), deleting: ("deleting", None)}
-    assert await catalog.finish_images([indexed], {}) == []
+    assert await catalog.finish_images(stored[2:], {}) == []
+
+
+@pytest.mark.parametrize("objects", [[], [CAT, DOG]])
+async def test_of_two_that_write_a_photo_the_later_one_finishes_it(
+    catalog: Catalog, objects: list[NewObject]
+) -> None:
+    collection = await ensure(catalog)
+    [earlier] = await catalog.begin_images(collection.id, [new_photo("/a", [CAT])])
+    newest = await catalog.newest_object_id()
+    [later] = await catalog.begin_images(collection.id, [new_photo("/a", objects)])
+    assert earlier.id == later.id
+    assert [*earlier.object_ids] == [newest]
+    assert all(object_id > newest for object_id in later.object_ids)
+    for failed in ({}, {earlier.id: "bad"}):
+        assert await catalog.finish_images([earlier], failed) == [earlier.id]
+        [image] = await all_images(catalog, collection)
+        assert (image.state, image.error) == ("pending", None)
+    assert await catalog.finish_images([later], {}) == []
+    assert await catalog.finish_images([earlier], {}) == [earlier.id]
+    [image] = await all_images(catalog, collection)
+    assert image.state == "indexed"
 
 
 async def test_a_collection_knows_when_its_vectors_were_last_written(catalog: Catalog) -> None:
@@ -465,7 +493,7 @@ async def test_a_collection_knows_when_its_vectors_were_last_written(catalog: Ca
     hybrid = 469_000_000_000_000_000  # Milvus': milliseconds and a counter, in 64 bits
     for timestamp, last in ((hybrid, hybrid), (5, hybrid), (hybrid + 1, hybrid + 1)):
         [stored] = await catalog.begin_images(collection.id, [new_photo(f"/{timestamp}", [CAT])])
-        await catalog.finish_images([stored.id], {}, written={collection.id: timestamp})
+        await catalog.finish_images([stored], {}, written={collection.id: timestamp})
         now = await catalog.collection_by_id(collection.id)
         assert now is not None
         assert now.written == last
@@ -502,7 +530,7 @@ async def test_what_nobody_has_claimed_is_not_undone(catalog: Catalog) -> None:
     [stored] = await catalog.begin_images(collection.id, [new_photo("/a", [CAT, DOG])])
     await catalog.undo_images([stored.id], "not claimed")
     assert await catalog.object_ids_of_images([stored.id]) == stored.object_ids
-    assert await catalog.finish_images([stored.id], {}) == []
+    assert await catalog.finish_images([stored], {}) == []
     assert await catalog.claim_undo([stored.id]) == []
     await catalog.undo_images([stored.id], "too late")
     assert await catalog.object_ids(collection.id) == set(stored.object_ids)
@@ -517,9 +545,9 @@ async def test_a_finish_that_comes_after_a_claim_is_told_and_does_nothing(
     )
     undone, done, bad = (image.id for image in stored)
     assert await catalog.claim_undo([undone]) == [undone]
-    assert await catalog.finish_images([undone, done], {bad: "bad"}) == [undone]
+    assert await catalog.finish_images(stored, {bad: "bad"}) == [undone]
     await catalog.undo_images([undone], "broken off")
-    assert await catalog.finish_images([undone], {}) == [undone]
+    assert await catalog.finish_images(stored[:1], {}) == [undone]
     states = {image.id: image.state for image in await all_images(catalog, collection)}
     assert states == {undone: "failed", done: "indexed", bad: "failed"}
 
@@ -530,9 +558,10 @@ async def test_a_finish_and_a_claim_at_the_same_time_agree_on_every_photo(
     collection = await ensure(catalog)
     for number in range(10):
         photos = [new_photo(f"/{number}/{i}", [CAT]) for i in range(10)]
-        ids = [image.id for image in await catalog.begin_images(collection.id, photos)]
+        stored = await catalog.begin_images(collection.id, photos)
+        ids = [image.id for image in stored]
         late, claimed = await asyncio.gather(
-            catalog.finish_images(ids, {}), catalog.claim_undo(list(reversed(ids)))
+            catalog.finish_images(stored, {}), catalog.claim_undo(list(reversed(ids)))
         )
         assert sorted(late) == claimed
         assert {image.id for image in await all_images(catalog, collection, ["undoing"])} == set(
@@ -562,7 +591,7 @@ async def test_a_reason_of_any_length_and_any_characters_is_kept(catalog: Catalo
     collection = await ensure(catalog)
     [stored] = await catalog.begin_images(collection.id, [new_photo("/a", [])])
     reason = "\N{CAT FACE} /caf\udce9 " + "\N{PILE OF POO}" * 100_000
-    assert await catalog.finish_images([], {stored.id: reason}) == []
+    assert await catalog.finish_images([stored], {stored.id: reason}) == []
     [image] = await all_images(catalog, collection)
     assert image.error is not None
     assert image.error.startswith("\N{CAT FACE} /caf\\udce9 \N{PILE OF POO}")
@@ -690,7 +719,7 @@ async def test_photos_are_listed_in_pages_by_their_state_and_by_a_label(catalog:
     await index(catalog, other, ["/a", "/c"], [CAT])
     cats = await index(catalog, collection, ["/c", "/d", "/e"], [CAT])
     [failing] = await catalog.begin_images(collection.id, [new_photo("/f", [], "bad")])
-    await catalog.finish_images([], {failing.id: "bad"})
+    await catalog.finish_images([failing], {failing.id: "bad"})
     [deleting] = await index(catalog, collection, ["/g"], [CAT])
     await catalog.begin_delete_images([deleting])
     await catalog.begin_images(collection.id, [new_photo("/h", [CAT])])
@@ -750,7 +779,8 @@ async def test_places_are_those_of_indexed_photos_alone(catalog: Catalog) -> Non
     paths = ["/indexed", "/pending", "/failed", "/deleting"]
     stored = await catalog.begin_images(collection.id, [new_photo(path, [CAT]) for path in paths])
     objects = [object_id for image in stored for object_id in image.object_ids]
-    await catalog.finish_images([stored[0].id, stored[3].id], {stored[2].id: "bad"})
+    finished = [stored[0], stored[2], stored[3]]
+    await catalog.finish_images(finished, {stored[2].id: "bad"})
     await catalog.begin_delete_images([stored[3].id])
     places = await catalog.places([*objects, 10**9])
     assert list(places) == [objects[0]]
@@ -891,7 +921,7 @@ async def test_a_path_that_is_not_utf_8_is_kept_escaped_under_the_key_of_its_byt
     shown = "/caf\\xe9.jpg"
     new = NewImage(shown, path_key(latin), "", 1, 1, error="rename it")
     [stored] = await catalog.begin_images(collection.id, [new])
-    await catalog.finish_images([], {stored.id: "rename it"})
+    await catalog.finish_images([stored], {stored.id: "rename it"})
     [image] = (await catalog.images_by_key(collection.id, [path_key(latin)])).values()
     assert (image.path, image.state) == (shown, "failed")
 
@@ -1088,8 +1118,15 @@ async def test_many_writers_at_once_lose_nothing(catalog: Catalog) -> None:
 
 async def test_many_writers_of_one_photo_leave_one_photo(catalog: Catalog) -> None:
     collection = await ensure(catalog)
-    ids = await asyncio.gather(*(index(catalog, collection, ["/a"], [CAT]) for _ in range(20)))
-    assert len({image_id for [image_id] in ids}) == 1
+
+    async def write() -> tuple[int, list[int]]:
+        [stored] = await catalog.begin_images(collection.id, [new_photo("/a", [CAT])])
+        return stored.id, await catalog.finish_images([stored], {})
+
+    written = await asyncio.gather(*(write() for _ in range(20)))
+    [image_id] = {image_id for image_id, _ in written}
+    assert [] in [undone for _, undone in written]
+    assert [image.state for image in await catalog.images_by_id([image_id])] == ["indexed"]
     assert await catalog.count_images(collection.id) == 1
     assert len(await catalog.object_ids(collection.id)) == 1
 
@@ -1245,9 +1282,11 @@ async def test_what_was_not_finished_is_still_pending_or_deleting_after_a_restar
         states = {image.id: image.state for image in await all_images(catalog, collection)}
         assert states == {indexed: "indexed", deleting: "deleting", pending.id: "pending"}
         assert [row.id for row in await catalog.collections("deleting")] == [dropping.id]
+        # One that is not marked has come again since.
         await catalog.finish_delete_images([pending.id, deleting])
         await catalog.finish_drop(dropping.id)
-        assert [image.id for image in await all_images(catalog, collection)] == [indexed]
+        left = [image.id for image in await all_images(catalog, collection)]
+        assert left == [indexed, pending.id]
         assert await catalog.collections("deleting") == []
     finally:
         await catalog.close()

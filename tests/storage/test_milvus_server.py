@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pymilvus import CollectionSchema
+from pymilvus.client.types import BulkInsertState
 
 from backend.deadlines import deadline
 from backend.errors import ConfigurationError, EngineUnavailable, ServiceError
@@ -89,8 +90,8 @@ async def _misplaced(
 async def test_rows_are_imported_from_files_which_go_then(
     vectors: MilvusServer, tmp_path: Path
 ) -> None:
-    vectors.import_through(Staging(str(tmp_path / "import")))
-    await vectors.insert(STORE, _rows(range(300)))
+    vectors.import_through(Staging(str(tmp_path / "import"), file_bytes=200 * 4 * DIMENSION))
+    await vectors.insert(STORE, _rows(range(300)))  # in two files
     assert await _misplaced(vectors, range(300)) == []
     assert await vectors.ids(STORE) == set(range(300))
     await vectors.insert(STORE, [])
@@ -101,7 +102,8 @@ async def test_an_import_that_was_left_behind_is_waited_for(
     vectors: MilvusServer, tmp_path: Path
 ) -> None:
     async with Staging(str(tmp_path))(_schema(UNITS.shape[1]), _rows(range(500))) as files:
-        await vectors._ask("bulk_insert", STORE, files)
+        for file in files:
+            await vectors._ask("bulk_insert", STORE, file)
         await vectors.settle(STORE)
         await vectors.delete_images(STORE, [100_000 + i // 2 for i in range(498)])
     assert await vectors.ids(STORE) == {498, 499}
@@ -118,6 +120,44 @@ async def test_an_import_that_fails_says_why(vectors: MilvusServer, tmp_path: Pa
     with pytest.raises(ServiceError, match="could not import the vectors: "):
         await vectors.insert(STORE, _rows(range(3)))
     await vectors.settle(STORE)
+
+
+async def test_rows_that_an_import_has_left_out_are_noticed(
+    vectors: MilvusServer, tmp_path: Path
+) -> None:
+    whole = Staging(str(tmp_path))
+
+    @asynccontextmanager
+    async def lay(
+        schema: CollectionSchema, rows: Sequence[ObjectVector]
+    ) -> AsyncIterator[list[str]]:
+        async with whole(schema, rows[1:]) as files:
+            yield files
+
+    vectors.import_through(lay)
+    with pytest.raises(ServiceError, match="has imported 2 of 3 vectors"):
+        await vectors.insert(STORE, _rows(range(3)))
+
+
+async def test_an_import_that_comes_no_further_is_given_up(
+    vectors: MilvusServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Staging(str(tmp_path))(_schema(DIMENSION), _rows(range(3))) as [file]:
+        number = await vectors._ask("bulk_insert", STORE, file)
+        # As it is while imports of others come first.
+        stands_still = await vectors._ask("bulk_insert_state", number)
+        assert stands_still.state != BulkInsertState.ImportCompleted
+
+        async def say_the_same(*_: object, **__: object) -> BulkInsertState:
+            return stands_still
+
+        with monkeypatch.context() as patch:
+            patch.setattr(vectors._handler, "bulk_insert_state", say_the_same)
+            patch.setattr("backend.storage.vectors._STANDSTILL_SECONDS", 0.5)
+            with pytest.raises(EngineUnavailable, match="no further with an import"):
+                await vectors.settle(STORE)
+        await vectors.settle(STORE)
+    assert await vectors.ids(STORE) == {0, 1, 2}
 
 
 # Consistency

@@ -325,7 +325,7 @@ async def test_a_commit_whose_answer_is_lost_is_done_once(
             object_id for image in stored for object_id in image.object_ids
         )
         proxy.cuts = 1
-        assert await catalog.finish_images([a], {b: "bad"}) == []
+        assert await catalog.finish_images(stored[:2], {b: "bad"}) == []
         proxy.cuts = 1
         assert await catalog.claim_undo([a, c]) == [c]
         proxy.cuts = 1
@@ -398,8 +398,7 @@ async def test_services_that_write_the_same_photos_at_the_same_time_leave_each_o
         async def write(catalog: Catalog, number: int) -> None:
             order = paths[number:] + paths[:number]
             photos = [new_photo(path, [CAT] * (1 + number % 3)) for path in order]
-            ids = [image.id for image in await catalog.begin_images(collection.id, photos)]
-            await catalog.finish_images(ids, {})
+            await catalog.finish_images(await catalog.begin_images(collection.id, photos), {})
 
         await asyncio.gather(*(write(catalog, i) for i in range(8) for catalog in (one, two)))
         images = await all_images(one, collection)
@@ -618,7 +617,7 @@ async def test_a_batch_of_photos_is_a_few_statements(
         photos = [new_photo(f"/photos/{i}.jpg", objects) for i in range(64)]
         before = _questions(mysql_server)
         stored = await catalog.begin_images(collection.id, photos)
-        await catalog.finish_images([image.id for image in stored], {})
+        await catalog.finish_images(stored, {})
         assert _questions(mysql_server) - before < 20
     photos = [new_photo(f"/{i}", objects * 4) for i in range(500)]
     with _at_most(5):

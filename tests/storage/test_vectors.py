@@ -210,6 +210,19 @@ async def test_objects_to_keep_survive_the_deletion_of_their_images(
     assert await vectors.ids(store) == {1, 3, 5, 7, 9} | {2, 4}
 
 
+async def test_objects_that_came_later_survive_the_deletion_of_their_images(
+    vectors: Engine, store: str
+) -> None:
+    rows = [ObjectVector(i, 1 + i % 2, "cat", 0.5, unit) for i, unit in enumerate(_unit(10), 1)]
+    await vectors.upsert(store, rows)
+    await vectors.delete_images(store, [1], up_to=6)
+    assert await vectors.ids(store) == {1, 3, 5, 7, 8, 9, 10}
+    await vectors.delete_images(store, [1, 2], up_to=8, keep=[3])
+    assert await vectors.ids(store) == {3, 9, 10}
+    await vectors.delete_images(store, [1, 2], up_to=0)
+    assert await vectors.ids(store) == {3, 9, 10}
+
+
 async def test_deleting_is_repeatable_and_takes_images_that_are_not_there(
     vectors: Engine,
     store: str,

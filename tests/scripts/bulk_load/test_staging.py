@@ -34,6 +34,16 @@ async def test_files_hold_all_rows_as_long_as_they_are_needed(tmp_path: Path) ->
     assert list(folder.iterdir()) == []
 
 
+async def test_many_rows_are_several_files(tmp_path: Path) -> None:
+    async with Staging(str(tmp_path), file_bytes=7 * 8 * 4)(_schema(8), _rows(21)) as names:
+        tables = [pyarrow.parquet.read_table(name).to_pylist() for name in names]
+    assert [[row["id"] for row in table] for table in tables] == [
+        [*range(7)],
+        [*range(7, 14)],
+        [*range(14, 21)],
+    ]
+
+
 async def test_they_go_where_what_they_are_for_fails(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         async with Staging(str(tmp_path))(_schema(8), _rows(2)):

@@ -34,6 +34,12 @@ def test_machines_have_an_actor_each_as_far_as_memory_goes(
     assert plan_actors(nodes, 4 * GIB) == plan
 
 
+def test_actors_that_have_no_use_for_all_cores_share_a_machine() -> None:
+    nodes = _nodes((16, 64), (8, 64), (8, 9))
+    assert plan_actors(nodes, 4 * GIB, 2) == (8 + 4 + 2, 2)
+    assert plan_actors(_nodes((1, 8)), 4 * GIB, 2) == (1, 1)
+
+
 @pytest.mark.parametrize("nodes", [[], _nodes((0.5, 64)), _nodes((8, 3.9)), [{"CPU": 8.0}]])
 def test_models_that_fit_nowhere_are_told(nodes: Sequence[dict[str, float]]) -> None:
     with pytest.raises(ConfigurationError, match="needs 4096 MiB of memory and a core, and no"):

@@ -240,6 +240,7 @@ class SharedLoads:
                 load = await self._appear(row)
                 if load is not None:
                     await self._see_end(load)
+            self._newest = load_id  # told of once, should the catalog go away before the next one
 
     async def _appear(self, share: Share | LoadRow) -> Load | None:
         collection = await self._catalog.collection_by_id(share.collection_id)

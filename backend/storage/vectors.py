@@ -42,6 +42,7 @@ __all__ = [
     "StoreMissing",
     "VectorHit",
     "VectorStore",
+    "collection_schema",
 ]
 
 MAX_HITS: Final = 16_384
@@ -392,7 +393,7 @@ class _Milvus(ABC):
         """See `VectorStore.create`. It is loaded and can be searched when this returns."""
         # Each of the three steps is taken where it is missing: a crash may have come between them.
         if not await self.exists(store):
-            await self._ask("create_collection", store, fields=_schema(dimension))
+            await self._ask("create_collection", store, fields=collection_schema(dimension))
         if not await self._ask("list_indexes", store):
             try:
                 await self._ask("create_index", store, "vector", params=self._index)
@@ -724,7 +725,7 @@ class MilvusServer(_Milvus):
         """See `VectorStore.insert`."""
         if self._stage is None or not rows:
             return await super().insert(store, rows)
-        async with self._stage(_schema(rows[0].vector.size), rows) as files:
+        async with self._stage(collection_schema(rows[0].vector.size), rows) as files:
             imports = [await self._ask("bulk_insert", store, file) for file in files]
             states = [await self._until_over(each) for each in imports]
         for state in states:
@@ -896,7 +897,8 @@ class MilvusLite(_Milvus):
         await asyncio.to_thread(self._process.stop)
 
 
-def _schema(dimension: int) -> CollectionSchema:
+def collection_schema(dimension: int) -> CollectionSchema:
+    """Of every collection in Milvus, for vectors of so many dimensions."""
     schema = AsyncMilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
     schema.add_field("id", DataType.INT64, is_primary=True)
     schema.add_field("image_id", DataType.INT64)

@@ -24,7 +24,7 @@ from backend.writing import PreparedPhoto
 from scripts.bulk_load.cluster import connected, ray
 from scripts.bulk_load.preparer import Outcome, Preparer, Task, pack, unpack
 
-__all__ = ["BulkLoad", "plan_actors"]
+__all__ = ["BLOCKS_AT_ONCE", "BulkLoad", "plan_actors", "spread"]
 
 _log = structlog.get_logger("backend.bulk_load")
 
@@ -32,7 +32,7 @@ _LOOKUP_PHOTOS: Final = 500
 """Photos whose rows are looked up with one query."""
 _BLOCK_PHOTOS: Final = 32
 """As many photos as keep an actor busy."""
-_BLOCKS_AT_ONCE: Final = 2
+BLOCKS_AT_ONCE: Final = 2
 """Of an actor: the last photos of one do not hold up the next."""
 _CORES_BESIDE_TRITON: Final = 2
 """An actor that only prepares what Triton infers uses no more, like a backend (docs/scale.md)."""
@@ -103,7 +103,7 @@ class BulkLoad:
     async def _do(self, load: Load, tasks: Sequence[Task]) -> None:
         memory = await self._measure(tasks)
         batch: list[Outcome] = []
-        async for outcomes in _outcomes(tasks, self._preparers(memory)):
+        async for outcomes in spread(tasks, Preparer, self._preparers(memory)):
             batch += outcomes
             while len(batch) >= self._commit_photos:
                 await self._write(load, batch[: self._commit_photos])
@@ -139,7 +139,7 @@ class BulkLoad:
                     " prepares photos: see that a machine of the cluster has a core free, and that"
                     " it reaches Triton where TRITON_URL names one"
                 ) from None
-            first = pack(tasks[: _BLOCK_PHOTOS * _BLOCKS_AT_ONCE])
+            first = pack(tasks[: _BLOCK_PHOTOS * BLOCKS_AT_ONCE])
             peak: int = await probe.peak_memory.remote(first)
         finally:
             ray.kill(probe)
@@ -162,7 +162,7 @@ class BulkLoad:
             "compute": ray.data.ActorPoolStrategy(
                 min_size=1,
                 max_size=actors,
-                max_concurrent_calls_per_actor=_BLOCKS_AT_ONCE,
+                max_concurrent_calls_per_actor=BLOCKS_AT_ONCE,
                 enable_true_multi_threading=True,
             ),
             "num_cpus": cores,
@@ -227,15 +227,23 @@ def _words(cause: BaseException) -> str:
     return f"{type(cause).__name__}: {last}"
 
 
-async def _outcomes(tasks: Sequence[Task], options: dict[str, Any]) -> AsyncIterator[list[Outcome]]:
-    """What becomes of the photos, in the order in which they get ready."""
+async def spread(
+    tasks: Sequence[Task], actor: type, options: Mapping[str, Any]
+) -> AsyncIterator[list[Outcome]]:
+    """What actors make of the photos, in the order in which they get ready.
+
+    Args:
+        tasks: any number of them.
+        actor: makes outcomes of a block, as `Preparer` does.
+        options: how Ray is to run the actors.
+    """
     blocks = [
         pack(tasks[start : start + _BLOCK_PHOTOS]) for start in range(0, len(tasks), _BLOCK_PHOTOS)
     ]
     prepared = ray.data.from_items(
         [{"photo": photo} for block in blocks for photo in block["photo"]],
         override_num_blocks=len(blocks),
-    ).map_batches(Preparer, batch_size=_BLOCK_PHOTOS, batch_format="numpy", **options)
+    ).map_batches(actor, batch_size=_BLOCK_PHOTOS, batch_format="numpy", **options)
     ready = iter(prepared.iter_batches(batch_size=None, batch_format="numpy"))
     while (block := await asyncio.to_thread(next, ready, None)) is not None:
         yield unpack(block)

@@ -21,7 +21,7 @@ from backend.settings import Settings
 from backend.storage.catalog import Image, TouchedImage
 from backend.writing import PreparedPhoto
 
-__all__ = ["Outcome", "Preparer", "Task", "pack", "unpack"]
+__all__ = ["Column", "Outcome", "Preparer", "Task", "pack", "unpack"]
 
 _T = TypeVar("_T")
 

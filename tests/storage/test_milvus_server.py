@@ -19,7 +19,12 @@ from pymilvus.client.types import BulkInsertState
 
 from backend.deadlines import deadline
 from backend.errors import ConfigurationError, EngineUnavailable, ServiceError
-from backend.storage.vectors import MilvusOptions, MilvusServer, ObjectVector, _schema
+from backend.storage.vectors import (
+    MilvusOptions,
+    MilvusServer,
+    ObjectVector,
+    collection_schema,
+)
 from scripts.bulk_load.staging import Staging
 from tests.engines.milvus import MilvusProcess
 from tests.engines.process import free_port
@@ -101,7 +106,9 @@ async def test_rows_are_imported_from_files_which_go_then(
 async def test_an_import_that_was_left_behind_is_waited_for(
     vectors: MilvusServer, tmp_path: Path
 ) -> None:
-    async with Staging(str(tmp_path))(_schema(UNITS.shape[1]), _rows(range(500))) as files:
+    async with Staging(str(tmp_path))(
+        collection_schema(UNITS.shape[1]), _rows(range(500))
+    ) as files:
         for file in files:
             await vectors._ask("bulk_insert", STORE, file)
         await vectors.settle(STORE)
@@ -142,7 +149,7 @@ async def test_rows_that_an_import_has_left_out_are_noticed(
 async def test_an_import_that_comes_no_further_is_given_up(
     vectors: MilvusServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with Staging(str(tmp_path))(_schema(DIMENSION), _rows(range(3))) as [file]:
+    async with Staging(str(tmp_path))(collection_schema(DIMENSION), _rows(range(3))) as [file]:
         number = await vectors._ask("bulk_insert", STORE, file)
         # As it is while imports of others come first.
         stands_still = await vectors._ask("bulk_insert_state", number)

@@ -3,9 +3,11 @@
 import ipaddress
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +18,15 @@ from scripts.bulk_load.__main__ import main
 from tests.object_store import object_store
 from tests.photos import draw_photo, encode, write_photos
 from tests.service import SMALL_PAIR, as_flags
+
+
+@pytest.fixture(autouse=True)
+def _leaves_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("scripts.bulk_load.__main__.configure_logging", lambda level: None)
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

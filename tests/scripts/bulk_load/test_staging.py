@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from backend.errors import EngineUnavailable
-from backend.storage.vectors import ObjectVector, _schema
+from backend.storage.vectors import ObjectVector, collection_schema
 from scripts.bulk_load.staging import Staging
 from tests.object_store import object_store
 
@@ -20,7 +20,7 @@ def _rows(count: int) -> list[ObjectVector]:
 
 async def test_files_hold_all_rows_as_long_as_they_are_needed(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
-    async with Staging(str(folder))(_schema(8), _rows(20)) as names:
+    async with Staging(str(folder))(collection_schema(8), _rows(20)) as names:
         [name] = names
         table = pyarrow.parquet.read_table(name).to_pylist()
     assert [row["id"] for row in table] == list(range(20))
@@ -35,7 +35,9 @@ async def test_files_hold_all_rows_as_long_as_they_are_needed(tmp_path: Path) ->
 
 
 async def test_many_rows_are_several_files(tmp_path: Path) -> None:
-    async with Staging(str(tmp_path), file_bytes=7 * 8 * 4)(_schema(8), _rows(21)) as names:
+    async with Staging(str(tmp_path), file_bytes=7 * 8 * 4)(
+        collection_schema(8), _rows(21)
+    ) as names:
         tables = [pyarrow.parquet.read_table(name).to_pylist() for name in names]
     assert [[row["id"] for row in table] for table in tables] == [
         [*range(7)],
@@ -46,7 +48,7 @@ async def test_many_rows_are_several_files(tmp_path: Path) -> None:
 
 async def test_they_go_where_what_they_are_for_fails(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
-        async with Staging(str(tmp_path))(_schema(8), _rows(2)):
+        async with Staging(str(tmp_path))(collection_schema(8), _rows(2)):
             raise KeyError
     assert list(tmp_path.iterdir()) == []
 
@@ -54,7 +56,7 @@ async def test_they_go_where_what_they_are_for_fails(tmp_path: Path) -> None:
 async def test_a_place_that_takes_no_files_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(EngineUnavailable, match="cannot be written to"):
-        async with Staging(str(tmp_path / "file"))(_schema(8), _rows(2)):
+        async with Staging(str(tmp_path / "file"))(collection_schema(8), _rows(2)):
             raise AssertionError
 
 
@@ -65,7 +67,7 @@ async def test_in_a_bucket_files_are_named_by_their_keys(
         for name, value in store.environment.items():
             monkeypatch.setenv(name, value)
         store.fill("milvus", {"else": b""})
-        async with Staging("s3://milvus/to/import")(_schema(8), _rows(20)) as names:
+        async with Staging("s3://milvus/to/import")(collection_schema(8), _rows(20)) as names:
             [name] = names
             assert name.startswith("to/import/import-")
             content = store.client().get_object(Bucket="milvus", Key=name)["Body"].read()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from scripts.bulk_load.__main__ import main
 from tests.object_store import object_store
 from tests.photos import draw_photo, encode, write_photos
-from tests.service import SMALL_PAIR, as_flags
+from tests.service import REPOSITORY, SMALL_PAIR, as_flags
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +82,32 @@ def test_a_cluster_that_is_not_there_is_told(
     write_photos(tmp_path / "photos", 1)
     assert main([str(tmp_path / "photos"), "--address", "nowhere", *flags]) == 2
     assert "no Ray answers at nowhere: " in capsys.readouterr().err
+
+
+_WITHOUT_CORES: Final = """
+import os, sys
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+from scripts.bulk_load import cluster, loading
+from scripts.bulk_load.__main__ import main
+cluster.count_cores = lambda: 0
+loading._START_SECONDS = 3.0
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_cluster_without_a_core_to_give_is_not_waited_for_for_ever(
+    flags: list[str], tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 1)
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_CORES, str(tmp_path / "photos"), *flags],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "no process could be started that prepares photos: see that a machine" in done.stderr
 
 
 def test_a_store_that_refuses_breaks_the_load_off_which_goes_on_when_it_does_not(

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from benchmarks.bulk_load import Way, compare_loads, measure_limits, render, render_limits
+from benchmarks.bulk_load import Way, compare_loads, render
 from tests.photos import write_photos
 
 _PHOTOS: Final = 200
@@ -47,12 +47,3 @@ def test_a_load_that_is_killed_goes_on_where_it_was_and_milvus_imports_files(
         folder, tmp_path, engine_settings, ["killed"], commits=3, import_files=tmp_path / "import"
     )
     _check(found, "killed")
-
-
-def test_what_bounds_a_load_is_measured(tmp_path: Path) -> None:
-    found = measure_limits(320, 40, tmp_path)
-    assert found["spread"]["photos"] == 320
-    assert found["spread"]["photos_per_s"] > 0
-    assert (found["files"]["vectors"], found["files"]["files"]) == (40, 1)
-    assert found["files"]["vectors_per_s"] > 0
-    assert render_limits({"limits": found}).row_count == 9

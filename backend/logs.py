@@ -69,5 +69,9 @@ def configure_logging(level: str) -> None:
     logging.getLogger("backend").setLevel(level)
     # It reports every gRPC retry and every refused value, which we report ourselves.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    # Of files for Milvus it tells each step; what fails in its threads it tells nobody else.
+    files = logging.getLogger("pymilvus.bulk_writer")
+    files.handlers = [handler]
+    files.setLevel(logging.ERROR)
     # That spans are lost we report once, and not as long as it lasts.
     logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.CRITICAL)

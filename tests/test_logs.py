@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from backend.logs import configure_logging
 
 FORGED = "2026-01-01T00:00:00Z level=info event=server.ready"
-_CONFIGURED = (None, "backend", "pymilvus", "opentelemetry.sdk._shared_internal")
+_CONFIGURED = (
+    *(None, "pymilvus.bulk_writer"),
+    *("backend", "pymilvus", "opentelemetry.sdk._shared_internal"),
+)
 Said = Callable[[], str]
 
 
@@ -24,12 +27,12 @@ def logging_is_restored() -> Iterator[None]:
     """Logging is afterwards as it was."""
     loggers = [logging.getLogger(name) for name in _CONFIGURED]
     levels = [logger.level for logger in loggers]
-    handlers = loggers[0].handlers
+    handlers = [logger.handlers for logger in loggers]
     yield
     structlog.reset_defaults()
-    loggers[0].handlers = handlers
-    for logger, level in zip(loggers, levels, strict=True):
+    for logger, level, own in zip(loggers, levels, handlers, strict=True):
         logger.setLevel(level)
+        logger.handlers = own
 
 
 @pytest.fixture
@@ -134,6 +137,13 @@ def test_a_library_is_heard_from_its_warnings_on(said: Said) -> None:
 def test_a_vector_engine_s_retries_are_not_reported_twice(said: Said) -> None:
     logging.getLogger("pymilvus.decorators").error("RPC error")
     assert said() == ""
+
+
+def test_of_files_that_are_written_for_it_only_failures_are_reported(said: Said) -> None:
+    writer = logging.getLogger("pymilvus.bulk_writer.local_bulk_writer")
+    writer.info("Flush thread begin")
+    writer.error("No space left on device")
+    assert re.findall(r'event="([\w ]+)"', said()) == ["No space left on device"]
 
 
 def test_what_stands_in_for_standard_error_is_logged_to(said: Said) -> None:

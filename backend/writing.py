@@ -225,7 +225,7 @@ class PhotoWriter:
     async def _keep(
         self, collection: Collection, photo: PreparedPhoto, path: Path, data: bytes
     ) -> AddedPhoto:
-        async with self.turn():
+        async with self.turn() as ensure_held:
             await self._check_ready(collection)
             known = await self._upload(collection, path)
             is_new = known is None or known.state != "indexed"
@@ -238,20 +238,23 @@ class PhotoWriter:
                 raise ServiceError(
                     f"the photo cannot be kept in UPLOAD_PATH: {error.strerror}"
                 ) from None
-            [image_id] = await self._write(collection, [photo])
+            [image_id] = await self._write(collection, [photo], ensure_held)
             return AddedPhoto(image_id, created=is_new)
 
     async def _add(
         self, collection: Collection, choose: Callable[[], Awaitable[Sequence[PreparedPhoto]]]
     ) -> None:
         await self._mend_before_use(collection)
-        async with self.turn():
+        async with self.turn() as ensure_held:
             if photos := await choose():
                 await self._check_ready(collection)
-                await self._write(collection, photos)
+                await self._write(collection, photos, ensure_held)
 
-    async def _write(self, collection: Collection, photos: Sequence[PreparedPhoto]) -> list[int]:
+    async def _write(
+        self, collection: Collection, photos: Sequence[PreparedPhoto], ensure_held: EnsureHeld
+    ) -> list[int]:
         """The three steps of adding photos; see the module's docstring."""
+        await ensure_held()  # what another has just written is not found while this is under way
         self._unsettled = True
         self._figures.batch("write", len(photos))
         newest = await self._catalog.newest_object_id()
@@ -357,7 +360,7 @@ class PhotoWriter:
         photos: Sequence[PreparedPhoto],
         files: Mapping[Path, bytes],
     ) -> None:
-        async with self.turn():
+        async with self.turn() as ensure_held:
             now = await self._catalog.collection_by_id(collection.id)
             if now is None or now.state != "importing":
                 raise Conflict("the import was broken off, and is undone: import the file again")
@@ -368,7 +371,7 @@ class PhotoWriter:
                     raise ServiceError(
                         f"a photo cannot be kept in UPLOAD_PATH: {error.strerror}"
                     ) from None
-            await self._write(collection, photos)
+            await self._write(collection, photos, ensure_held)
 
     async def finish_import(
         self, collection: Collection, name: str, *, replace: bool

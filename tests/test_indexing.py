@@ -4,13 +4,14 @@ import asyncio
 import hashlib
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import pytest_asyncio
 from numpy.typing import NDArray
 
 from backend.analysis import AnalyzedPhoto
@@ -242,18 +243,10 @@ async def test_mending_that_has_lost_its_turn_takes_nothing_back(
     assert await _states(services) == ["indexed"] + ["failed"] * (state == "pending")
 
 
-@pytest.mark.parametrize("combination", ["mysql", "milvus+mysql"], indirect=True)
-@pytest.mark.parametrize("objects", [0, 2])
-@pytest.mark.parametrize("step", ["insert", "delete_images", "finish_images"])
-async def test_one_that_has_lost_its_turn_leaves_what_another_has_written_since(
-    services: Services,
-    mysql_server: MariaDBProcess,
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-    step: str,
-    objects: int,
-) -> None:
-    another = PhotoWriter(
+@pytest_asyncio.fixture
+async def another(services: Services, settings: Settings) -> AsyncIterator[PhotoWriter]:
+    """One that writes beside the services, as another process does."""
+    writer = PhotoWriter(
         services.catalog,
         services.vectors,
         services.analyzer,
@@ -262,33 +255,66 @@ async def test_one_that_has_lost_its_turn_leaves_what_another_has_written_since(
         metric="L2",
         owns=False,
     )
+    yield writer
+    await writer.close()
+
+
+def _prepared(path: str, objects: int) -> PreparedPhoto:
+    return PreparedPhoto(_new_image(path, objects), _vectors(objects))
+
+
+@pytest.mark.parametrize("combination", ["mysql", "milvus+mysql"], indirect=True)
+@pytest.mark.parametrize("objects", [0, 2])
+@pytest.mark.parametrize("step", ["insert", "delete_images", "finish_images"])
+async def test_one_that_has_lost_its_turn_leaves_what_another_has_written_since(
+    services: Services,
+    another: PhotoWriter,
+    mysql_server: MariaDBProcess,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    objects: int,
+) -> None:
     collection = await services.writer.ensure_collection("t")
-
-    def photo(path: str, objects: int) -> PreparedPhoto:
-        return PreparedPhoto(_new_image(path, objects), _vectors(objects))
-
-    await services.writer.add(collection, [photo("/old", 1)])
+    await services.writer.add(collection, [_prepared("/old", 1)])
     engine: object = services.catalog if step == "finish_images" else services.vectors
     do = getattr(engine, step)
 
     async def do_after_another(*args: object, **options: object) -> object:
         monkeypatch.setattr(engine, step, do)
         await asyncio.to_thread(mysql_server.drop_connections, settings.mysql_db)
-        await another.add(collection, [photo("/old", objects)])
+        await another.add(collection, [_prepared("/old", objects)])
         return await do(*args, **options)
 
     monkeypatch.setattr(engine, step, do_after_another)
     with pytest.raises(EngineUnavailable, match=r"MySQL.*written them again: try again"):
-        await services.writer.add(collection, [photo("/old", 3), photo("/new", 1)])
+        await services.writer.add(collection, [_prepared("/old", 3), _prepared("/new", 1)])
     assert await _states(services) == ["indexed", "indexed"]
 
     async def mended() -> bool:
         return not services.writer.outages.engines
 
     await _until(mended)
-    await another.close()
     await _assert_consistent(services)
     assert len(await services.catalog.object_ids(collection.id)) == objects + 1
+
+
+@pytest.mark.parametrize("combination", ["mysql"], indirect=True)
+async def test_one_that_has_lost_its_turn_begins_nothing(
+    services: Services, another: PhotoWriter, mysql_server: MariaDBProcess, settings: Settings
+) -> None:
+    collection = await services.writer.ensure_collection("t")
+
+    async def choose_after_another() -> Sequence[PreparedPhoto]:
+        await asyncio.to_thread(mysql_server.drop_connections, settings.mysql_db)
+        await another.add(collection, [_prepared("/a", 2)])
+        return [_prepared("/a", 3), _prepared("/b", 1)]
+
+    with pytest.raises(EngineUnavailable, match="MySQL"):
+        await services.writer.add_wanted(collection, choose_after_another)
+    assert await _states(services) == ["indexed"]
+    assert len(await services.catalog.object_ids(collection.id)) == 2
+    await _assert_consistent(services)
 
 
 async def test_an_uploads_file_that_was_never_acknowledged_is_removed_and_others_stay(

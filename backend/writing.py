@@ -12,9 +12,9 @@ next written to.
 
 A process that stands still for long, or that MySQL does not hear of, loses its turn to write, and
 goes on without knowing. Then the catalog decides: of two that write a photo, that one has written
-it whose objects the row has. The other, which removes no vectors of objects that came after its
-own, is told so at its last step, and its photos are tried again. Whoever takes photos back first
-asks whether he still has his turn.
+it whose objects the row has; the other is told so at its last step, and its photos are tried again.
+Vectors are removed by their own ids, of those that were there while the turn was held for certain:
+none that another has written since is among them.
 """
 
 import asyncio
@@ -50,6 +50,7 @@ from backend.storage.catalog import (
     CollectionState,
     EnsureHeld,
     Image,
+    ImageState,
     LoadState,
     NewImage,
     new_store,
@@ -57,7 +58,7 @@ from backend.storage.catalog import (
     utc_now,
 )
 from backend.storage.reasons import Failed
-from backend.storage.vectors import ObjectVector, VectorStore
+from backend.storage.vectors import ObjectVector, StillWriting, VectorStore
 from backend.uploads import UploadFolder
 
 __all__ = ["AddedPhoto", "PhotoWriter", "PreparedPhoto"]
@@ -72,6 +73,7 @@ _SETTLE_SECONDS: Final = 1.0
 """A write that an engine had received when its answer came too late may be done after all, when
 the engine is back: then it is done by now."""
 _UNFINISHED: Final[tuple[CollectionState, ...]] = ("deleting", "creating")
+_BEGUN: Final[tuple[ImageState, ...]] = ("pending", "undoing")
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,6 @@ class PhotoWriter:
         await ensure_held()  # what another has just written is not found while this is under way
         self._unsettled = True
         self._figures.batch("write", len(photos))
-        newest = await self._catalog.newest_object_id()
         stored = await self._catalog.begin_images(collection.id, [photo.image for photo in photos])
         rows = [
             ObjectVector(object_id, image.id, found.label, found.score, vector)
@@ -276,10 +277,10 @@ class PhotoWriter:
             # The catalog's ids are new.
             written = await self._vectors.insert(collection.store, rows) if rows else 0
             if replaced:
-                await self._vectors.delete_images(
-                    collection.store,
+                await self._remove_vectors(
+                    collection,
                     [image.id for image in replaced],
-                    up_to=max([newest, *(row.id for row in rows)]),
+                    ensure_held,
                     keep=[object_id for image in replaced for object_id in image.object_ids],
                 )
             undone = await self._catalog.finish_images(
@@ -448,13 +449,25 @@ class PhotoWriter:
         self, collection: Collection, images: Sequence[Image], ensure_held: EnsureHeld
     ) -> None:
         image_ids = [image.id for image in images]
-        await ensure_held()  # a photo that has come again meanwhile has its old id
-        await self._vectors.delete_images(collection.store, image_ids)
+        await self._remove_vectors(collection, image_ids, ensure_held)
         paths = [Path(image.path) for image in images]
         if uploads := [path for path in paths if self._uploads.is_upload(path, collection.id)]:
             await ensure_held()
             await self._in_file_thread(self._remove_uploads, uploads)
         await self._catalog.finish_delete_images(image_ids)
+
+    async def _remove_vectors(
+        self,
+        collection: Collection,
+        image_ids: Sequence[int],
+        ensure_held: EnsureHeld,
+        *,
+        keep: Sequence[int] = (),
+    ) -> None:
+        """Removes the vectors of these photos, but for those of the objects in `keep`."""
+        found = await self._vectors.ids_of_images(collection.store, image_ids)
+        await ensure_held()  # a photo that another has written since has its old id
+        await self._vectors.delete(collection.store, sorted(found.difference(keep)))
 
     def _remove_uploads(self, paths: Sequence[Path]) -> None:
         for path in paths:
@@ -573,6 +586,9 @@ class PhotoWriter:
             except VectorsLost as loss:
                 self._unmended.add(collection.id)
                 _log.error("recovery.vectors_lost", collection=collection.name, reason=str(loss))
+            except StillWriting as reason:  # nobody else shall wait for that
+                self._unmended.add(collection.id)
+                _log.warning("recovery.postponed", collection=collection.name, reason=str(reason))
             except EngineUnavailable as trouble:
                 await self._leave(collection, trouble)
                 self._unmended.add(collection.id)
@@ -595,7 +611,7 @@ class PhotoWriter:
         if await self._vectors.exists(collection.store):
             # Either may take long, or never end: others may write meanwhile.
             await self._vectors.load(collection.store)
-            if await self._catalog.count_images(collection.id, "pending"):
+            if any([await self._catalog.count_images(collection.id, state) for state in _BEGUN]):
                 await self._vectors.settle(collection.store)
         async with self.turn() as ensure_held:
             now = await self._catalog.collection_by_id(collection.id)
@@ -616,15 +632,14 @@ class PhotoWriter:
         async for page in self._catalog.images(collection.id, ["deleting"]):
             await self._finish_delete(collection, page, ensure_held)
             _log.info("recovery.deleted", collection=collection.name, photos=len(page))
-        async for page in self._catalog.images(collection.id, ["pending", "undoing"]):
+        async for page in self._catalog.images(collection.id, _BEGUN):
             await ensure_held()
             await self._undo(collection, [image.id for image in page], ensure_held)
             _log.info("recovery.undone", collection=collection.name, photos=len(page))
         unsure = sorted(self._unsure.get(collection.id, ()))
         if unsure:
             object_ids = await self._catalog.object_ids_of_images(unsure)
-            await ensure_held()
-            await self._vectors.delete_images(collection.store, unsure, keep=object_ids)
+            await self._remove_vectors(collection, unsure, ensure_held, keep=object_ids)
             del self._unsure[collection.id]
 
     async def _undo(
@@ -637,8 +652,7 @@ class PhotoWriter:
         """
         claimed = await self._catalog.claim_undo(image_ids)
         await self._vectors.settle(collection.store)
-        await ensure_held()
-        await self._vectors.delete_images(collection.store, claimed)
+        await self._remove_vectors(collection, claimed, ensure_held)
         await self._catalog.undo_images(claimed, _BROKEN_OFF)
 
     async def _forget_vectors(self, collection: Collection) -> None:

@@ -16,6 +16,7 @@ from backend.checking import CollectionReport, check_collections
 from backend.errors import ConfigurationError, EngineUnavailable, VectorsLost
 from backend.settings import Settings
 from backend.storage.catalog import Collection, ImageState, NewImage, path_key
+from backend.storage.vectors import StillWriting
 from tests.engines.milvus import MilvusProcess
 from tests.forked import run_program
 from tests.photos import draw_photo, encode, write_photos
@@ -303,3 +304,29 @@ async def test_a_collection_that_cannot_be_loaded_holds_up_nobody_else(
         own_milvus.kill()
         with pytest.raises(EngineUnavailable, match="Milvus"):
             await services.writer.recover()
+
+
+@pytest.mark.parametrize("combination", ["milvus"], indirect=True)
+async def test_an_import_that_goes_on_keeps_nobody_waiting_but_who_writes_there(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = await _fill(settings, tmp_path / "photos")
+    async with open_services(settings) as services:
+        busy = await _collection(services, "t")
+        new = NewImage("/new", path_key("/new"), "0" * 64, 1, 1)
+        [broken_off] = await services.catalog.begin_images(busy.id, [new])
+
+        async def import_on(store: str) -> None:
+            raise StillWriting("Milvus", "Milvus still imports")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(services.vectors, "settle", import_on)
+            await services.writer.recover()
+            await services.indexer.add_photo(encode(draw_photo(101)), "other")
+            assert await _finds_itself(services, photos[0], "t")
+            with pytest.raises(StillWriting):
+                await services.indexer.add_photo(_UPLOAD, "t")
+            assert (await _photos(services, "t"))[broken_off.id] == "pending"
+        await services.indexer.add_photo(_UPLOAD, "t")
+        assert (await _photos(services, "t"))[broken_off.id] == "failed"
+        assert await _finds_itself(services, _UPLOAD, "t")

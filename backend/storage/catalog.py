@@ -675,11 +675,6 @@ class Catalog:
 
         return await self._database.write(write) if rows else []
 
-    async def newest_object_id(self) -> int:
-        """The greatest id of an object's row; those that come later have greater ones."""
-        [row] = await self._rows(sa.select(sa.func.max(_objects.c.id).label("id")))
-        return row.id or 0
-
     async def finish_images(
         self,
         stored: Sequence[StoredImage],

@@ -39,6 +39,7 @@ __all__ = [
     "ObjectFilter",
     "ObjectVector",
     "Stage",
+    "StillWriting",
     "StoreMissing",
     "VectorHit",
     "VectorStore",
@@ -56,7 +57,7 @@ _UPSERT_BYTES: Final = 4 * 2**20
 _VECTORS_PER_QUERY: Final = 100
 """0.8 MB of 2048-d: above 2 MB Milvus Lite 2.5.1 takes many times as long for each, and what is
 parsed is parsed on the event loop, 10 ms."""
-_IDS_PER_DELETE: Final = 1000
+_IMAGES_PER_QUERY: Final = 1000
 _WIDER: Final = 16
 """How many times as wide the next range of ids is, where one has held next to none."""
 _DATABASE: Final = "vectors.db"
@@ -196,23 +197,15 @@ class VectorStore(Protocol):
         ...
 
     async def settle(self, store: str) -> None:
-        """Returns when no write is under way any more that was broken off."""
+        """Returns when no write is under way any more that was broken off.
+
+        Raises:
+            StillWriting: it takes longer than the deadline.
+        """
         ...
 
     def catch_up(self, store: str, written: int) -> None:
         """Reads from now on see what any process had written up to that timestamp of `upsert`."""
-        ...
-
-    async def delete_images(
-        self,
-        store: str,
-        image_ids: Sequence[int],
-        *,
-        up_to: int | None = None,
-        keep: Sequence[int] = (),
-    ) -> None:
-        """Removes the rows of these images, or of those the ones whose ids are at most `up_to`,
-        but for the objects in `keep`."""
         ...
 
     async def delete(self, store: str, ids: Sequence[int]) -> None:
@@ -242,6 +235,10 @@ class VectorStore(Protocol):
 
     async def ids(self, store: str) -> set[int]:
         """The ids of all rows."""
+        ...
+
+    async def ids_of_images(self, store: str, image_ids: Sequence[int]) -> set[int]:
+        """The ids of the rows of these images, whoever has written them until now."""
         ...
 
     async def close(self) -> None:
@@ -280,6 +277,10 @@ knows them; afterwards they go."""
 
 class StoreMissing(EngineUnavailable):
     """The engine says that it does not have a collection; starting, it may not have it yet."""
+
+
+class StillWriting(EngineUnavailable):
+    """A write goes on that whoever has begun it has broken off."""
 
 
 class _NotLoaded(EngineUnavailable):
@@ -458,21 +459,6 @@ class _Milvus(ABC):
         if store in self._written:  # else the first look sees all that there is
             self._note(store, written)
 
-    async def delete_images(
-        self,
-        store: str,
-        image_ids: Sequence[int],
-        *,
-        up_to: int | None = None,
-        keep: Sequence[int] = (),
-    ) -> None:
-        """See `VectorStore.delete_images`."""
-        of_those = f" and id <= {int(up_to)}" if up_to is not None else ""
-        if keep:
-            of_those += f" and id not in {_integers(keep)}"
-        for chunk in _chunks(image_ids, _IDS_PER_DELETE):
-            await self._delete(store, f"image_id in {_integers(chunk)}{of_those}")
-
     async def delete(self, store: str, ids: Sequence[int]) -> None:
         """See `VectorStore.delete`."""
         for chunk in _chunks(ids, MAX_HITS):
@@ -559,6 +545,21 @@ class _Milvus(ABC):
             lower += width
             if len(ids) < MAX_HITS // _WIDER:
                 width *= _WIDER
+        return found
+
+    async def ids_of_images(self, store: str, image_ids: Sequence[int]) -> set[int]:
+        """See `VectorStore.ids_of_images`."""
+        if not image_ids:
+            return set()
+        now = await self._ask("alloc_timestamp")
+        found: set[int] = set()
+        waiting = [*_chunks(image_ids, _IMAGES_PER_QUERY)]
+        while waiting:
+            some = waiting.pop()
+            ids = await self._query(store, f"image_id in {_integers(some)}", now)
+            found.update(ids)
+            if len(ids) == MAX_HITS and len(some) > 1:  # there may be more
+                waiting += _chunks(some, len(some) // 2)
         return found
 
     async def _query(
@@ -789,11 +790,20 @@ class MilvusServer(_Milvus):
             # Whoever has no such thing has begun none; others may have.
             _log.warning("vectors.imports_not_listed", reason=str(error))
             return
-        for each in imports:
-            if each.state not in _IMPORT_OVER:
-                await self._until_over(each.task_id)
-        if imports:
-            await self._load_imported(store)
+        try:
+            async with asyncio.timeout(time_left(self._timeout)):
+                for each in imports:
+                    if each.state not in _IMPORT_OVER:
+                        await self._until_over(each.task_id)
+                if imports:
+                    await self._load_imported(store)
+        except TimeoutError:
+            raise StillWriting(
+                self.engine_name,
+                self._says(
+                    "still imports what a load that was broken off has begun: try again later"
+                ),
+            ) from None
 
     async def _connection(self) -> _Handler:
         return self._handler

@@ -35,7 +35,7 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         if address is None:
             for attempt in Retrying(
-                retry=retry_if_exception_message(match=".*timed out during startup"),
+                retry=retry_if_exception_message(match="(?s).*[Tt]imed out"),
                 stop=stop_after_attempt(_ATTEMPTS),
                 before_sleep=lambda _: ray.shutdown(),
                 reraise=True,
@@ -53,7 +53,9 @@ def connected(address: str | None) -> Iterator[None]:
         where = "can be started on this machine" if address is None else f"answers at {address}"
         raise ConfigurationError(f"no Ray {where}: {error}") from error
     # Whoever starts the load has a bar of ours; the cluster's dashboard shows Ray's.
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield

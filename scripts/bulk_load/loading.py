@@ -72,7 +72,8 @@ class BulkLoad:
             for folder, reason in scan.unreadable.items():
                 _log.warning("load.folder_unreadable", folder=folder, reason=reason)
         photos = list({photo.path: photo for scan in scans for photo in scan.photos}.values())
-        collection = await self._services.writer.ensure_collection(table)
+        ensure = partial(self._services.writer.ensure_collection, table)
+        collection = await indexer.patiently(None, ensure)
         load = Load(
             0,
             collection,

@@ -12,10 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
+from backend.analysis import PhotoAnalyzer
 from backend.app import open_preparer
 from backend.cores import limit_cores
 from backend.deadlines import deadline
-from backend.errors import EngineGone, EngineUnavailable, StoreUnavailable
+from backend.errors import EngineGone, EngineUnavailable, ServiceError, StoreUnavailable
+from backend.places import PhotoPlaces
+from backend.preparing import PhotoPreparer
 from backend.scanning import FoundPhoto
 from backend.settings import Settings
 from backend.storage.catalog import Image, TouchedImage
@@ -64,7 +67,11 @@ class Preparer:
         Args:
             settings: the service's.
             cores: that it may use of its machine; None for all.
-            patience_seconds: how long an engine or a store may be away, until `__call__` raises.
+            patience_seconds: how long an engine or a store may be away, until this or `__call__`
+                raises.
+
+        Raises:
+            EngineGone: Triton stays away.
         """
         if cores is not None:
             limit_cores(cores)
@@ -73,9 +80,20 @@ class Preparer:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._stack = AsyncExitStack()
-        self._preparer, self._analyzer, self._places = self._run(
-            self._stack.enter_async_context(open_preparer(settings))
-        )
+        self._preparer, self._analyzer, self._places = self._run(self._open(settings))
+
+    async def _open(self, settings: Settings) -> tuple[PhotoPreparer, PhotoAnalyzer, PhotoPlaces]:
+        problems: list[str | None] = []
+        try:
+            async with asyncio.timeout(self._patience_seconds):
+                return await self._stack.enter_async_context(
+                    open_preparer(settings, on_wait=lambda _, problem: problems.append(problem))
+                )
+        except TimeoutError:
+            raise EngineGone(
+                f"the models were not there within {self._patience_seconds:.0f} s:"
+                f" {problems[-1] if problems else 'they take longer to be opened'}"
+            ) from None
 
     def _run(self, steps: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(steps, self._loop).result()
@@ -108,19 +126,26 @@ class Preparer:
                 with trial:
                     return await attempt()
         except EngineUnavailable as trouble:
-            if not isinstance(trouble, StoreUnavailable) and await self._does_infer():
-                raise  # it fails with this photo alone
-            raise EngineGone(
-                f"{trouble.engine} has not come back within {self._patience_seconds:.0f} s:"
-                f" {trouble}"
-            ) from None
-        raise AssertionError("unreachable")
+            if isinstance(trouble, StoreUnavailable) or not await self._does_infer():
+                raise self._gone(trouble) from None
+            last = trouble
+        try:
+            return await attempt()  # it may have come back just now
+        except EngineUnavailable as trouble:
+            last = trouble
+        if not await self._does_infer():
+            raise self._gone(last)
+        raise last  # it fails with this photo alone
+
+    def _gone(self, trouble: EngineUnavailable) -> EngineGone:
+        seconds = f"{self._patience_seconds:.0f} s"
+        return EngineGone(f"{trouble.engine} has not come back within {seconds}: {trouble}")
 
     async def _does_infer(self) -> bool:
         try:
             with deadline(_PROBE_SECONDS):
                 await self._analyzer.probe()
-        except EngineUnavailable:
+        except ServiceError:
             return False
         return True
 

@@ -62,7 +62,7 @@ async def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
     first = await MilvusLite.open(tmp_path)
     await first.create(STORE, DIMENSION)
     await first.upsert(STORE, _rows(units))
-    await first.delete_images(STORE, [_rows(units)[0].image_id])
+    await first.delete(STORE, sorted(await first.ids_of_images(STORE, [_rows(units)[0].image_id])))
     before = await _answers(first, units)
     await first.close()
     second = await MilvusLite.open(tmp_path)

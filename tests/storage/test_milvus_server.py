@@ -23,6 +23,7 @@ from backend.storage.vectors import (
     MilvusOptions,
     MilvusServer,
     ObjectVector,
+    StillWriting,
     collection_schema,
 )
 from scripts.bulk_load.staging import Staging
@@ -74,6 +75,10 @@ def _rows(ids: Iterable[int]) -> list[ObjectVector]:
     return [ObjectVector(i, 100_000 + i // 2, "cat", 0.5, UNITS[i % len(UNITS)]) for i in ids]
 
 
+async def _delete_images(vectors: MilvusServer, image_ids: Sequence[int]) -> None:
+    await vectors.delete(STORE, sorted(await vectors.ids_of_images(STORE, image_ids)))
+
+
 async def _misplaced(
     vectors: MilvusServer, there: Iterable[int], not_there: Iterable[int] = ()
 ) -> list[int]:
@@ -112,7 +117,7 @@ async def test_an_import_that_was_left_behind_is_waited_for(
         for file in files:
             await vectors._ask("bulk_insert", STORE, file)
         await vectors.settle(STORE)
-        await vectors.delete_images(STORE, [100_000 + i // 2 for i in range(498)])
+        await _delete_images(vectors, [100_000 + i // 2 for i in range(498)])
     assert await vectors.ids(STORE) == {498, 499}
 
 
@@ -160,9 +165,11 @@ async def test_an_import_that_comes_no_further_is_given_up(
 
         with monkeypatch.context() as patch:
             patch.setattr(vectors._handler, "bulk_insert_state", say_the_same)
+            with deadline(0.5), pytest.raises(StillWriting, match="still imports what"):
+                await vectors.settle(STORE)
             patch.setattr("backend.storage.vectors._STANDSTILL_SECONDS", 0.5)
             with pytest.raises(EngineUnavailable, match="no further with an import"):
-                await vectors.settle(STORE)
+                await vectors._until_over(number)
         await vectors.settle(STORE)
     assert await vectors.ids(STORE) == {0, 1, 2}
 
@@ -230,7 +237,7 @@ async def test_a_delete_meets_rows_of_which_another_connection_was_never_told(
     try:
         for i in range(5):
             await other.upsert(STORE, _rows([i]))
-            await vectors.delete_images(STORE, [100_000 + i // 2])
+            await _delete_images(vectors, [100_000 + i // 2])
             assert await vectors.ids(STORE) == set()
     finally:
         await other.close()
@@ -255,7 +262,7 @@ async def test_a_collection_that_was_taken_out_of_memory_is_loaded_again(
     await vectors._ask("release_collection", STORE)
     assert await _misplaced(vectors, range(10)) == []
     await vectors._ask("release_collection", STORE)
-    await vectors.delete_images(STORE, [100_000])
+    await _delete_images(vectors, [100_000])
     assert await vectors.ids(STORE) == set(range(2, 10))
 
 

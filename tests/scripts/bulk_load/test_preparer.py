@@ -19,9 +19,9 @@ _PATIENCE_SECONDS = 2.0
 
 
 @pytest.fixture
-def preparer(tmp_path: Path, triton_server: TritonProcess) -> Iterator[Preparer]:
-    """One that has Triton infer, and little patience."""
-    settings = Settings.model_validate(
+def settings(tmp_path: Path, triton_server: TritonProcess) -> Settings:
+    """That have Triton infer."""
+    return Settings.model_validate(
         {name.lower(): model for name, model in SMALL_PAIR.items()}
         | {
             "data_dir": tmp_path / "data",
@@ -30,6 +30,11 @@ def preparer(tmp_path: Path, triton_server: TritonProcess) -> Iterator[Preparer]
             "engine_timeout": 1,
         }
     )
+
+
+@pytest.fixture
+def preparer(settings: Settings) -> Iterator[Preparer]:
+    """One that has little patience."""
     opened = Preparer(settings, patience_seconds=_PATIENCE_SECONDS)
     yield opened
     opened.close()
@@ -60,6 +65,39 @@ def test_an_engine_that_stays_away_fails_no_photo(
     *good, bad = _errors(unpack(preparer(pack(tasks))))
     assert good == [None] * 3
     assert bad is not None
+
+
+def test_an_engine_that_is_not_there_at_the_start_is_not_waited_for_for_ever(
+    settings: Settings, triton_server: TritonProcess
+) -> None:
+    triton_server.freeze()
+    try:
+        with pytest.raises(EngineGone, match=r"models were not there within 2 s: .*Triton"):
+            Preparer(settings, patience_seconds=_PATIENCE_SECONDS)
+    finally:
+        triton_server.thaw()
+
+
+def test_an_engine_that_is_back_when_patience_ends_fails_no_photo(
+    preparer: Preparer, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analyze, probe = preparer._analyzer.analyze, preparer._analyzer.probe
+    is_back = False
+
+    async def analyze_when_back(data: bytes) -> AnalyzedPhoto:
+        if not is_back:
+            raise EngineUnavailable("Triton", "Triton does not answer")
+        return await analyze(data)
+
+    async def come_back() -> None:
+        nonlocal is_back
+        is_back = True
+        await probe()
+
+    monkeypatch.setattr(preparer._analyzer, "analyze", analyze_when_back)
+    monkeypatch.setattr(preparer._analyzer, "probe", come_back)
+    *good, _ = _errors(unpack(preparer(pack(tasks))))
+    assert good == [None] * 3
 
 
 def test_a_photo_that_an_engine_fails_with_each_time_fails_alone(

@@ -3,8 +3,10 @@
 import os
 import signal
 import socket
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +21,9 @@ _OPEN_SECONDS: Final = 3.0
 _LISTEN_SECONDS: Final = 20.0
 _MAX_SOCKET_BYTES: Final = 107
 """What Linux takes as the path of a Unix socket."""
+
+_environment = threading.Lock()
+"""Held by whoever changes the environment of this process for a moment."""
 
 
 class LiteProcess:
@@ -100,8 +105,6 @@ def _start_server(database: Path) -> Any:
     # that are finished after it, so it starts, and stays, with SIGINT blocked; it ends when its
     # parent lets go of the file's lock, however the parent ends.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    # It would take our LOG_LEVEL for its own and print to our standard output.
-    log_level = os.environ.pop("LOG_LEVEL", None)
     try:
         end = time.monotonic() + _OPEN_SECONDS
         while True:
@@ -112,7 +115,9 @@ def _start_server(database: Path) -> Any:
                     f"Milvus Lite cannot make its socket {path}: the path is longer than"
                     f" {_MAX_SOCKET_BYTES} bytes; set TMPDIR to a folder with a shorter path"
                 )
-            if server.init() and server.start() and _listens(server, path):
+            with _environment_of_its_own(database.parent):
+                has_started = server.init() and server.start()
+            if has_started and _listens(server, path):
                 return server
             server.stop()
             if time.monotonic() > end:
@@ -122,11 +127,24 @@ def _start_server(database: Path) -> Any:
         raise ConfigurationError(f"Milvus Lite cannot open {database}: {error}") from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        if log_level is not None:
-            os.environ["LOG_LEVEL"] = log_level
     raise ConfigurationError(
         f"Milvus Lite cannot open {database}: its process ends at once; the file may be damaged"
     )
+
+
+@contextmanager
+def _environment_of_its_own(home: Path) -> Iterator[None]:
+    """What a process that is started meanwhile gets as its environment."""
+    with _environment:
+        before = {name: os.environ.pop(name, None) for name in ("LOG_LEVEL", "HOME")}
+        # It would take our LOG_LEVEL for its own and print to our standard output. And it has a
+        # folder below its home, which goes when it ends: not that of another process.
+        os.environ["HOME"] = str(home)
+        try:
+            yield
+        finally:
+            del os.environ["HOME"]
+            os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _listens(server: Any, path: str) -> bool:

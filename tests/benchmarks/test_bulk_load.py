@@ -44,6 +44,6 @@ def test_a_load_that_is_killed_goes_on_where_it_was_and_milvus_imports_files(
     folder: Path, tmp_path: Path, engine_settings: Mapping[str, str]
 ) -> None:
     found = compare_loads(
-        folder, tmp_path, engine_settings, ["killed"], commits=3, import_files=tmp_path / "import"
+        folder, tmp_path, engine_settings, ["killed"], commits=2, import_files=tmp_path / "import"
     )
     _check(found, "killed")

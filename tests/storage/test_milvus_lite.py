@@ -259,3 +259,25 @@ async def _fill_disk(folder: Path) -> dict[str, object]:
     happened["reopened"] = len(await vectors.ids(STORE))
     await vectors.close()
     return happened
+
+
+async def test_processes_leave_each_other_and_the_users_home_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "nobody" / "home"
+    monkeypatch.setenv("HOME", str(home))
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    one, two = await asyncio.gather(*map(MilvusLite.open, folders))
+    try:
+        assert os.environ["HOME"] == str(home)
+        await asyncio.gather(*(engine.create(STORE, 8) for engine in (one, two)))
+        await one.close()  # and removes what it has made there
+        row = ObjectVector(1, 1, "cat", 0.5, np.ones(8, np.float32))
+        await two.insert(STORE, [row])
+        await two.create("another", 8)
+        assert await two.ids(STORE) == {1}
+    finally:
+        await two.close()
+    assert not home.exists()

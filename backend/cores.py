@@ -10,9 +10,8 @@ __all__ = ["count_cores", "limit_cores"]
 
 _QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 """Of a container: microseconds of processors' time in each period of so many microseconds."""
-
-
 _limit = math.inf
+"""Of this process; see `limit_cores`."""
 
 
 def limit_cores(cores: int) -> None:

@@ -52,6 +52,7 @@ __all__ = [
     "RangeNotSatisfiable",
     "RateLimited",
     "ServiceError",
+    "StillWriting",
     "StoreRefuses",
     "StoreUnavailable",
     "TooLarge",
@@ -229,6 +230,10 @@ class EngineUnavailable(Unavailable):
         """`engine` as people call it: Triton, Milvus, MySQL, Milvus Lite, SQLite."""
         super().__init__(message)
         self.engine = engine
+
+
+class StillWriting(EngineUnavailable):
+    """An engine that works, and is not done with what was begun in one collection before."""
 
 
 class EngineGone(Unavailable):

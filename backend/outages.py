@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from backend.errors import EngineUnavailable, StoreUnavailable
+from backend.errors import EngineUnavailable, StillWriting, StoreUnavailable
 from backend.metrics import Metrics
 from backend.readiness import Readiness
 
@@ -60,13 +60,17 @@ class Outages:
         """Returns when every engine works and what was half done is mended.
 
         Of a store of photos: when it answers. Nothing is half done there, and who needs no photo of
-        it has not noticed.
+        it has not noticed. Of an engine that is still writing: soon, since each attempt waits
+        itself, and others need not.
 
         Raises:
             StoreRefuses: the store answers, and does not let us in.
         """
         if isinstance(trouble, StoreUnavailable):
             await self._store_answers(trouble)
+            return
+        if isinstance(trouble, StillWriting):
+            await asyncio.sleep(_LONGEST_DELAY_SECONDS)
             return
         # Shielded: one who waits no longer takes nobody else's wait along.
         await asyncio.shield(self.begin(trouble))

@@ -38,6 +38,7 @@ from backend.errors import (
     Conflict,
     EngineUnavailable,
     ServiceError,
+    StillWriting,
     Unavailable,
     VectorsLost,
 )
@@ -58,7 +59,7 @@ from backend.storage.catalog import (
     utc_now,
 )
 from backend.storage.reasons import Failed
-from backend.storage.vectors import ObjectVector, StillWriting, VectorStore
+from backend.storage.vectors import ObjectVector, VectorStore
 from backend.uploads import UploadFolder
 
 __all__ = ["AddedPhoto", "PhotoWriter", "PreparedPhoto"]
@@ -256,10 +257,11 @@ class PhotoWriter:
         self, collection: Collection, photos: Sequence[PreparedPhoto], ensure_held: EnsureHeld
     ) -> list[int]:
         """The three steps of adding photos; see the module's docstring."""
-        await ensure_held()  # what another has just written is not found while this is under way
         self._unsettled = True
         self._figures.batch("write", len(photos))
-        stored = await self._catalog.begin_images(collection.id, [photo.image for photo in photos])
+        stored = await self._catalog.begin_images(
+            collection.id, [photo.image for photo in photos], ensure_held
+        )
         rows = [
             ObjectVector(object_id, image.id, found.label, found.score, vector)
             for image, photo in zip(stored, photos, strict=True)
@@ -427,7 +429,7 @@ class PhotoWriter:
             images = await self._catalog.images_by_id(image_ids)
             if now is None or now.state != "ready" or not images:
                 return False
-            await self._catalog.begin_delete_images([image.id for image in images])
+            await self._catalog.begin_delete_images([image.id for image in images], ensure_held)
             await self._finish_delete(now, images, ensure_held)
         return True
 
@@ -611,7 +613,8 @@ class PhotoWriter:
         if await self._vectors.exists(collection.store):
             # Either may take long, or never end: others may write meanwhile.
             await self._vectors.load(collection.store)
-            if any([await self._catalog.count_images(collection.id, state) for state in _BEGUN]):
+            begun = [await self._catalog.count_images(collection.id, state) for state in _BEGUN]
+            if any(begun) or collection.id in self._unsure:
                 await self._vectors.settle(collection.store)
         async with self.turn() as ensure_held:
             now = await self._catalog.collection_by_id(collection.id)
@@ -740,7 +743,8 @@ class PhotoWriter:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._unfinished.discard(task)
-        if not task.cancelled() and isinstance(trouble := task.exception(), EngineUnavailable):
+        trouble = None if task.cancelled() else task.exception()
+        if isinstance(trouble, EngineUnavailable) and not isinstance(trouble, StillWriting):
             self.outages.begin(trouble)
 
     async def close(self) -> None:

@@ -322,6 +322,36 @@ async def test_one_that_has_lost_its_turn_begins_nothing(
     await _assert_consistent(services)
 
 
+@pytest.mark.parametrize("combination", ["mysql"], indirect=True)
+async def test_one_that_has_lost_its_turn_removes_nothing(
+    services: Services,
+    another: PhotoWriter,
+    mysql_server: MariaDBProcess,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    collection = await services.writer.ensure_collection("t")
+    await services.writer.add(collection, [_prepared("/a", 1)])
+    [image] = [
+        image async for page in services.catalog.images(collection.id, _ALL) for image in page
+    ]
+    look = services.catalog.images_by_id
+
+    async def look_and_lose_the_turn(image_ids: Sequence[int]) -> list[Image]:
+        monkeypatch.setattr(services.catalog, "images_by_id", look)
+        found = await look(image_ids)
+        await asyncio.to_thread(mysql_server.drop_connections, settings.mysql_db)
+        await another.add(collection, [_prepared("/a", 2)])
+        return found
+
+    monkeypatch.setattr(services.catalog, "images_by_id", look_and_lose_the_turn)
+    with pytest.raises(EngineUnavailable, match="MySQL"):
+        await services.writer.delete(collection, [image.id])
+    assert await _states(services) == ["indexed"]
+    assert len(await services.catalog.object_ids(collection.id)) == 2
+    await _assert_consistent(services)
+
+
 async def test_an_uploads_file_that_was_never_acknowledged_is_removed_and_others_stay(
     settings: Settings,
 ) -> None:

@@ -13,10 +13,9 @@ from pymilvus import MilvusClient
 
 from backend.app import Services, open_services
 from backend.checking import CollectionReport, check_collections
-from backend.errors import ConfigurationError, EngineUnavailable, VectorsLost
+from backend.errors import ConfigurationError, EngineUnavailable, StillWriting, VectorsLost
 from backend.settings import Settings
 from backend.storage.catalog import Collection, ImageState, NewImage, path_key
-from backend.storage.vectors import StillWriting
 from tests.engines.milvus import MilvusProcess
 from tests.forked import run_program
 from tests.photos import draw_photo, encode, write_photos
@@ -326,6 +325,7 @@ async def test_an_import_that_goes_on_keeps_nobody_waiting_but_who_writes_there(
             assert await _finds_itself(services, photos[0], "t")
             with pytest.raises(StillWriting):
                 await services.indexer.add_photo(_UPLOAD, "t")
+            assert services.writer.outages.engines == ()
             assert (await _photos(services, "t"))[broken_off.id] == "pending"
         await services.indexer.add_photo(_UPLOAD, "t")
         assert (await _photos(services, "t"))[broken_off.id] == "failed"

@@ -268,6 +268,10 @@ def new_store(name: str) -> str:
     return f"{name}_{uuid.uuid4().hex[:12]}"
 
 
+async def _held_anyway() -> None:
+    """For whoever has no turn that could be lost."""
+
+
 class Catalog:
     """The catalog. `identity` is its own, 32 hex digits, for as long as it exists.
 
@@ -634,9 +638,15 @@ class Catalog:
         return None
 
     async def begin_images(
-        self, collection_id: int, images: Sequence[NewImage]
+        self,
+        collection_id: int,
+        images: Sequence[NewImage],
+        ensure_held: EnsureHeld = _held_anyway,
     ) -> list[StoredImage]:
         """Stores photos as `pending` with their objects, in one transaction.
+
+        Whenever it is run, also again, `ensure_held` comes first: what another has just written
+        would not be found any more.
 
         Objects that an earlier row of the same path had are removed with it; their vectors are
         the caller's to remove. Paths must be distinct.
@@ -647,6 +657,7 @@ class Catalog:
         }
 
         async def write(connection: AsyncConnection) -> list[StoredImage]:
+            await ensure_held()
             before = await _ids_by_key(connection, collection_id, list(objects))
             for chunk in _chunks(sorted(before.values())):
                 await connection.execute(sa.delete(_objects).where(_objects.c.image_id.in_(chunk)))
@@ -696,12 +707,12 @@ class Catalog:
 
         async def write(connection: AsyncConnection) -> list[int]:
             ours = await _ids_with_objects(connection, images)
+            indexed, broken = sorted(ours - failed.keys()), sorted(ours & failed.keys())
             by_error: dict[str, list[int]] = {}
-            for image_id in ours & failed.keys():
+            for image_id in broken:
                 by_error.setdefault(keep_reason(failed[image_id]), []).append(image_id)
-            indexed = ours - failed.keys()
             changes = [
-                *_changes(sorted(indexed), "pending", state="indexed", error=None),
+                *_changes(indexed, "pending", state="indexed", error=None),
                 *(
                     change
                     for error, image_ids in by_error.items()
@@ -717,8 +728,8 @@ class Catalog:
             for change in changes:
                 await connection.execute(change)
             done = {
-                *await _ids_in_state(connection, sorted(indexed), "indexed"),
-                *await _ids_in_state(connection, sorted(ours & failed.keys()), "failed"),
+                *await _ids_in_state(connection, indexed, "indexed"),
+                *await _ids_in_state(connection, broken, "failed"),
             }
             return [image_id for image_id in images if image_id not in done]
 
@@ -794,9 +805,20 @@ class Catalog:
         if image_ids:
             await self._database.write(write)
 
-    async def begin_delete_images(self, image_ids: Sequence[int]) -> None:
-        """Marks photos `deleting`: from here on they are not found any more."""
-        await self._change(*_changes(image_ids, state="deleting"))
+    async def begin_delete_images(
+        self, image_ids: Sequence[int], ensure_held: EnsureHeld = _held_anyway
+    ) -> None:
+        """Marks photos `deleting`: from here on they are not found any more.
+
+        `ensure_held`: as in `begin_images`.
+        """
+
+        async def write(connection: AsyncConnection) -> None:
+            await ensure_held()
+            for change in _changes(image_ids, state="deleting"):
+                await connection.execute(change)
+
+        await self._database.write(write)
 
     async def finish_delete_images(self, image_ids: Sequence[int]) -> None:
         """Removes the rows of photos that are `deleting`, and those of their objects."""

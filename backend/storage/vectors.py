@@ -28,7 +28,13 @@ from pymilvus.decorators import retry_on_rpc_failure
 from pymilvus.exceptions import DataNotMatchException, ErrorCode, ParamError
 
 from backend.deadlines import time_left
-from backend.errors import ConfigurationError, EngineUnavailable, InvalidInput, ServiceError
+from backend.errors import (
+    ConfigurationError,
+    EngineUnavailable,
+    InvalidInput,
+    ServiceError,
+    StillWriting,
+)
 from backend.storage.milvus_lite import LiteProcess
 
 __all__ = [
@@ -39,7 +45,6 @@ __all__ = [
     "ObjectFilter",
     "ObjectVector",
     "Stage",
-    "StillWriting",
     "StoreMissing",
     "VectorHit",
     "VectorStore",
@@ -277,10 +282,6 @@ knows them; afterwards they go."""
 
 class StoreMissing(EngineUnavailable):
     """The engine says that it does not have a collection; starting, it may not have it yet."""
-
-
-class StillWriting(EngineUnavailable):
-    """A write goes on that whoever has begun it has broken off."""
 
 
 class _NotLoaded(EngineUnavailable):
@@ -800,9 +801,7 @@ class MilvusServer(_Milvus):
         except TimeoutError:
             raise StillWriting(
                 self.engine_name,
-                self._says(
-                    "still imports what a load that was broken off has begun: try again later"
-                ),
+                self._says("still imports vectors of this collection: try again later"),
             ) from None
 
     async def _connection(self) -> _Handler:

@@ -18,8 +18,10 @@ from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
 from backend.cores import count_cores
 from backend.errors import ConfigurationError
 
-__all__ = ["connected", "ray"]
+__all__ = ["START_SECONDS", "connected", "ray"]
 
+START_SECONDS: Final = 600
+"""For an actor to be given cores and to open the models; machines may have to start."""
 _ATTEMPTS: Final = 3
 """To start a Ray here: a busy machine may take longer than the half minute it gives itself."""
 
@@ -56,6 +58,7 @@ def connected(address: str | None) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
+    context.wait_for_min_actors_s = START_SECONDS
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield

@@ -21,7 +21,7 @@ from backend.scanning import FoundPhoto
 from backend.settings import Settings
 from backend.storage.catalog import Image, TouchedImage, path_key
 from backend.writing import PreparedPhoto
-from scripts.bulk_load.cluster import connected, ray
+from scripts.bulk_load.cluster import START_SECONDS, connected, ray
 from scripts.bulk_load.preparer import Outcome, Preparer, Task, pack, unpack
 
 __all__ = ["BLOCKS_AT_ONCE", "BulkLoad", "plan_actors", "spread"]
@@ -36,8 +36,6 @@ BLOCKS_AT_ONCE: Final = 2
 """Of an actor: the last photos of one do not hold up the next."""
 _CORES_BESIDE_TRITON: Final = 2
 """An actor that only prepares what Triton infers uses no more, like a backend (docs/scale.md)."""
-_START_SECONDS: Final = 600.0
-"""For the first actor to be given a core and to open the models; machines may have to start."""
 _RETRIES: Final = {"max_restarts": 3, "max_task_retries": 3}
 """Of an actor whose machine or process goes."""
 _MEMORY_MARGIN: Final = 1.25
@@ -132,16 +130,23 @@ class BulkLoad:
         probe = actors.options(num_cpus=1, **_RETRIES).remote(self._actors_settings(), self._cores)
         try:
             try:
-                async with asyncio.timeout(_START_SECONDS):
+                async with asyncio.timeout(START_SECONDS):
                     await probe.__ray_ready__.remote()
             except TimeoutError:
                 raise ConfigurationError(
-                    f"within {_START_SECONDS / 60:.0f} minutes no process could be started that"
+                    f"within {START_SECONDS / 60:.0f} minutes no process could be started that"
                     " prepares photos: see that a machine of the cluster has a core free, and that"
                     " it reaches Triton where TRITON_URL names one"
                 ) from None
             first = pack(tasks[: _BLOCK_PHOTOS * BLOCKS_AT_ONCE])
-            peak: int = await probe.peak_memory.remote(first)
+            try:
+                async with asyncio.timeout(START_SECONDS):
+                    peak: int = await probe.peak_memory.remote(first)
+            except TimeoutError:
+                raise ServiceError(
+                    f"the first photos were not prepared within {START_SECONDS / 60:.0f} minutes:"
+                    " see the logs of Ray's processes"
+                ) from None
         finally:
             ray.kill(probe)
         return math.ceil(_MEMORY_MARGIN * peak)

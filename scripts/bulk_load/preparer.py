@@ -4,7 +4,7 @@ import asyncio
 import pickle
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -126,28 +126,21 @@ class Preparer:
                 with trial:
                     return await attempt()
         except EngineUnavailable as trouble:
-            if isinstance(trouble, StoreUnavailable) or not await self._does_infer():
-                raise self._gone(trouble) from None
-            last = trouble
+            await self._check_is_back(trouble)
         try:
             return await attempt()  # it may have come back just now
         except EngineUnavailable as trouble:
-            last = trouble
-        if not await self._does_infer():
-            raise self._gone(last)
-        raise last  # it fails with this photo alone
+            await self._check_is_back(trouble)
+            raise  # it fails with this photo alone
 
-    def _gone(self, trouble: EngineUnavailable) -> EngineGone:
-        seconds = f"{self._patience_seconds:.0f} s"
-        return EngineGone(f"{trouble.engine} has not come back within {seconds}: {trouble}")
-
-    async def _does_infer(self) -> bool:
-        try:
-            with deadline(_PROBE_SECONDS):
+    async def _check_is_back(self, trouble: EngineUnavailable) -> None:
+        """Raises EngineGone where the engine that has failed somebody fails everybody."""
+        if not isinstance(trouble, StoreUnavailable):
+            with suppress(ServiceError), deadline(_PROBE_SECONDS):
                 await self._analyzer.probe()
-        except ServiceError:
-            return False
-        return True
+                return
+        seconds = f"{self._patience_seconds:.0f} s"
+        raise EngineGone(f"{trouble.engine} has not come back within {seconds}: {trouble}")
 
     def peak_memory(self, block: Column) -> int:
         """Bytes that this process and its decoders have had in memory at most, a block prepared."""

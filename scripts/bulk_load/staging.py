@@ -33,8 +33,11 @@ class Staging:
     """Lays rows down as Parquet files; a `Stage` of the vector store's."""
 
     def __init__(self, address: str, *, file_bytes: int = _FILE_BYTES) -> None:
-        """`address`: a folder, or an address of fsspec's such as s3://bucket/prefix;
-            `file_bytes`: of vectors in one file.
+        """Writes nothing yet.
+
+        Args:
+            address: a folder, or an address of fsspec's such as s3://bucket/prefix.
+            file_bytes: of vectors in one file.
 
         Raises:
             ConfigurationError: there is no way to write there.

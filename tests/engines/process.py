@@ -141,6 +141,8 @@ class EngineProcess(ABC):
         """Stops the server's clock: it neither answers nor goes away."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        # A thread of it that runs at the moment does so for a little longer.
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> None:
         """Lets a frozen server go on."""

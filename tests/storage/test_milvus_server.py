@@ -18,12 +18,11 @@ from pymilvus import CollectionSchema
 from pymilvus.client.types import BulkInsertState
 
 from backend.deadlines import deadline
-from backend.errors import ConfigurationError, EngineUnavailable, ServiceError
+from backend.errors import ConfigurationError, EngineUnavailable, ServiceError, StillWriting
 from backend.storage.vectors import (
     MilvusOptions,
     MilvusServer,
     ObjectVector,
-    StillWriting,
     collection_schema,
 )
 from scripts.bulk_load.staging import Staging
@@ -165,7 +164,7 @@ async def test_an_import_that_comes_no_further_is_given_up(
 
         with monkeypatch.context() as patch:
             patch.setattr(vectors._handler, "bulk_insert_state", say_the_same)
-            with deadline(0.5), pytest.raises(StillWriting, match="still imports what"):
+            with deadline(0.5), pytest.raises(StillWriting, match="still imports vectors"):
                 await vectors.settle(STORE)
             patch.setattr("backend.storage.vectors._STANDSTILL_SECONDS", 0.5)
             with pytest.raises(EngineUnavailable, match="no further with an import"):

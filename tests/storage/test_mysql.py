@@ -318,7 +318,13 @@ async def test_a_commit_whose_answer_is_lost_is_done_once(
         assert [row.id for row in await catalog.running_loads()] == [load]
         proxy.cuts = 1
         photos = [new_photo("/a", [CAT, DOG]), new_photo("/b", [CAT]), new_photo("/c", [])]
-        stored = await catalog.begin_images(collection.id, photos)
+        asked = []
+
+        async def ensure_held() -> None:
+            asked.append(proxy.cuts)
+
+        stored = await catalog.begin_images(collection.id, photos, ensure_held)
+        assert asked == [1, 0]  # each time that it is run: the turn may be lost in between
         a, b, c = ids = [image.id for image in stored]
         assert [image.id for image in await all_images(catalog, collection)] == sorted(ids)
         assert sorted(await catalog.object_ids_of_images(ids)) == sorted(

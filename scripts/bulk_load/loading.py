@@ -7,7 +7,7 @@ goes on from there.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from backend.settings import Settings
 from backend.storage.catalog import Image, TouchedImage, path_key
 from backend.writing import PreparedPhoto
 from scripts.bulk_load.cluster import START_SECONDS, connected, ray
-from scripts.bulk_load.preparer import Outcome, Preparer, Task, pack, unpack
+from scripts.bulk_load.preparer import Column, Outcome, Preparer, Task, pack, unpack
 
 __all__ = ["BLOCKS_AT_ONCE", "BulkLoad", "plan_actors", "spread"]
 
@@ -243,13 +243,17 @@ async def spread(
         actor: makes outcomes of a block, as `Preparer` does.
         options: how Ray is to run the actors.
     """
-    blocks = [
-        pack(tasks[start : start + _BLOCK_PHOTOS]) for start in range(0, len(tasks), _BLOCK_PHOTOS)
-    ]
-    prepared = ray.data.from_items(
-        [{"photo": photo} for block in blocks for photo in block["photo"]],
-        override_num_blocks=len(blocks),
-    ).map_batches(actor, batch_size=_BLOCK_PHOTOS, batch_format="numpy", **options)
-    ready = iter(prepared.iter_batches(batch_size=None, batch_format="numpy"))
+
+    def begin() -> Iterator[Column]:
+        photos = ray.data.from_items(
+            [{"photo": photo} for photo in pack(tasks)["photo"]],
+            override_num_blocks=math.ceil(len(tasks) / _BLOCK_PHOTOS),
+        )
+        prepared = photos.map_batches(
+            actor, batch_size=_BLOCK_PHOTOS, batch_format="numpy", **options
+        )
+        return iter(prepared.iter_batches(batch_size=None, batch_format="numpy"))
+
+    ready = await asyncio.to_thread(begin)  # of many photos it takes a while
     while (block := await asyncio.to_thread(next, ready, None)) is not None:
         yield unpack(block)

@@ -53,8 +53,10 @@ sbom: $(VENV)/supply.stamp
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
+# A pip of its own: the one that comes with Python 3.11 takes minutes to choose versions, this one seconds.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+	$@ -m pip install --quiet --disable-pip-version-check 'pip>=26,<27'
 
 $(VENV)/serve.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .

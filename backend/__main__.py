@@ -8,10 +8,8 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -58,6 +56,7 @@ from backend.names import check_collection_name
 from backend.remote import fetch_export, send_import
 from backend.searching import PhotoHit
 from backend.settings import Settings
+from backend.stopping import until_stopped
 
 _log = structlog.get_logger("backend")
 
@@ -66,7 +65,6 @@ _SHUTDOWN_SECONDS: Final = 2.0
 _LINGERING_SECONDS: Final = 30.0
 """For so long the rest of a body that is not wanted is passed over, so that its sender, who may see
 no more than a broken connection otherwise, gets to read the answer."""
-_FORCED_STOP_SECONDS: Final = 4.0
 _EXAMPLE_PHOTO: Final = "/path/to/a/photo.jpg"
 
 
@@ -78,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = take_settings(options)
         configure_logging(settings.log_level)
-        return asyncio.run(_until_stopped(run(settings, options), stopped_code))
+        return asyncio.run(until_stopped(run(settings, options), stopped_code))
     except ConfigurationError as error:
         say(f"error: {error}")
         return 2
@@ -226,45 +224,6 @@ def _command(
     command.set_defaults(run=run, stopped_code=1)
     add_settings(command)
     return command
-
-
-async def _until_stopped(command: Awaitable[int], stopped_code: int) -> int:
-    """Runs a command; SIGINT and SIGTERM cancel it, so that it ends by its own clean-up.
-
-    Where that takes longer than it may (an engine hangs, a thread decodes a huge photo), the
-    process ends all the same: what is in flight is undone at the next start, as after a crash.
-    """
-    task = asyncio.ensure_future(command)
-    loop = asyncio.get_running_loop()
-    stopped = False
-
-    def stop(number: signal.Signals) -> None:
-        nonlocal stopped
-        if not stopped:  # a second Ctrl-C must not break into the clean-up
-            stopped = True
-            _log.info("stopping", signal=number.name)
-            force = threading.Timer(_FORCED_STOP_SECONDS, _force_stop, [stopped_code])
-            force.daemon = True
-            force.start()
-            task.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop, number)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if not stopped:
-            raise
-        return stopped_code
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-
-
-def _force_stop(code: int) -> None:
-    """Ends the whole process; also after a clean stop, where a thread keeps it from ending."""
-    _log.warning("stop.forced", after_seconds=_FORCED_STOP_SECONDS)
-    os._exit(code)
 
 
 async def _serve(settings: Settings, options: dict[str, Any]) -> int:

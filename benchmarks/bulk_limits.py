@@ -74,6 +74,10 @@ def _spread(count: int) -> dict[str, float]:
     )
 
     async def run() -> tuple[float, float, int]:
+        async with connected(None):
+            return await spread_all()
+
+    async def spread_all() -> tuple[float, float, int]:
         start = time.perf_counter()
         first = math.inf
         done = 0
@@ -83,8 +87,7 @@ def _spread(count: int) -> dict[str, float]:
         assert done == count
         return first, time.perf_counter() - start, _resident()
 
-    with connected(None):
-        first, seconds, after = asyncio.run(run())
+    first, seconds, after = asyncio.run(run())
     return {
         "photos": count,
         "seconds_until_the_first": first,

@@ -127,7 +127,7 @@ def test_the_arrows_run_one_way() -> None:
         {"checking"},
         {"repairing"},
         {"backup"},
-        {"console", "remote"},
+        {"console", "remote", "stopping"},
         {"http"},
         {"app"},
         {"__main__"},

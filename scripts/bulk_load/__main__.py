@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 photos or the whole have failed, 2 the command or a settin
 import argparse
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -17,12 +16,16 @@ from backend.errors import ConfigurationError, ServiceError
 from backend.flags import add_settings, take_settings
 from backend.logs import configure_logging
 from backend.settings import Settings
+from backend.stopping import until_stopped
 from backend.storage.vectors import MilvusServer
 
 if TYPE_CHECKING:
     from scripts.bulk_load.staging import Staging
 
 _COMMIT_PHOTOS: Final = 4096
+_STOPPED: Final = 1
+_FORCED_STOP_SECONDS: Final = 20.0
+"""For the photos that are being prepared, and for Ray to end."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,16 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = take_settings(options)
         configure_logging(settings.log_level)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        return asyncio.run(_load(settings, options))
+        return asyncio.run(
+            until_stopped(_load(settings, options), _STOPPED, forced_after=_FORCED_STOP_SECONDS)
+        )
     except ConfigurationError as error:
         say(f"error: {error}")
         return 2
     except ServiceError as error:
         say(f"error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("stopped; the same command goes on from here")
         return 1
 
 
@@ -94,6 +95,14 @@ def _positive(text: str) -> int:
 
 
 async def _load(settings: Settings, options: dict[str, Any]) -> int:
+    try:
+        return await _do_load(settings, options)
+    except asyncio.CancelledError:
+        say("stopped; the same command goes on from here")
+        raise
+
+
+async def _do_load(settings: Settings, options: dict[str, Any]) -> int:
     try:
         from scripts.bulk_load.loading import BulkLoad
     except ModuleNotFoundError as missing:

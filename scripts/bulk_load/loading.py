@@ -7,7 +7,8 @@ goes on from there.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from backend.scanning import FoundPhoto
 from backend.settings import Settings
 from backend.storage.catalog import Image, TouchedImage, path_key
 from backend.writing import PreparedPhoto
-from scripts.bulk_load.cluster import START_SECONDS, connected, ray
+from scripts.bulk_load.cluster import START_SECONDS, connected, in_thread, ray
 from scripts.bulk_load.preparer import Column, Outcome, Preparer, Task, pack, unpack
 
 __all__ = ["BLOCKS_AT_ONCE", "BulkLoad", "plan_actors", "spread"]
@@ -85,7 +86,7 @@ class BulkLoad:
 
     async def _run(self, load: Load) -> None:
         if tasks := await self._to_do(load):
-            with connected(self._address):
+            async with connected(self._address):
                 try:
                     await self._do(load, tasks)
                 except Exception as failure:
@@ -102,11 +103,12 @@ class BulkLoad:
     async def _do(self, load: Load, tasks: Sequence[Task]) -> None:
         memory = await self._measure(tasks)
         batch: list[Outcome] = []
-        async for outcomes in spread(tasks, Preparer, self._preparers(memory)):
-            batch += outcomes
-            while len(batch) >= self._commit_photos:
-                await self._write(load, batch[: self._commit_photos])
-                del batch[: self._commit_photos]
+        async with aclosing(spread(tasks, Preparer, self._preparers(memory))) as prepared:
+            async for outcomes in prepared:
+                batch += outcomes
+                while len(batch) >= self._commit_photos:
+                    await self._write(load, batch[: self._commit_photos])
+                    del batch[: self._commit_photos]
         await self._write(load, batch)
 
     async def _to_do(self, load: Load) -> list[Task]:
@@ -235,7 +237,7 @@ def _words(cause: BaseException) -> str:
 
 async def spread(
     tasks: Sequence[Task], actor: type, options: Mapping[str, Any]
-) -> AsyncIterator[list[Outcome]]:
+) -> AsyncGenerator[list[Outcome], None]:
     """What actors make of the photos, in the order in which they get ready.
 
     Args:
@@ -254,6 +256,9 @@ async def spread(
         )
         return iter(prepared.iter_batches(batch_size=None, batch_format="numpy"))
 
-    ready = await asyncio.to_thread(begin)  # of many photos it takes a while
-    while (block := await asyncio.to_thread(next, ready, None)) is not None:
-        yield unpack(block)
+    ready: Any = await in_thread(begin)  # of many photos it takes a while
+    try:
+        while (block := await in_thread(next, ready, None)) is not None:
+            yield unpack(block)
+    finally:
+        await in_thread(ready.close)

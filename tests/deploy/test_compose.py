@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from backend import __main__
 from backend.settings import Settings
+from backend.stopping import FORCED_STOP_SECONDS
 from tests.deploy.compose_file import (
     EXAMPLE,
     FILE,
@@ -267,7 +267,7 @@ def test_the_services_environment_is_of_settings_that_it_accepts(
 def test_the_longest_drain_that_the_example_allows_comes_to_its_end() -> None:
     assert "At most 50." in (REPOSITORY / ".env.example").read_text("utf-8")
     assert SERVICES["backend"]["stop_grace_period"] == "1m"
-    assert 50 + __main__._FORCED_STOP_SECONDS < 60
+    assert 50 + FORCED_STOP_SECONDS < 60
 
 
 def test_the_service_and_mysql_agree() -> None:

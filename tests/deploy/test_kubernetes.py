@@ -19,10 +19,11 @@ import pytest
 import yaml
 from kubernetes_validate import utils
 
-from backend import __main__, app, readiness
+from backend import app, readiness
 from backend.http import health
 from backend.metrics import Metrics
 from backend.settings import Settings
+from backend.stopping import FORCED_STOP_SECONDS
 from tests.deploy.compose_file import PASSWORD, SERVICES
 from tests.deploy.dockerfile import final_stage
 from tests.deploy.kubectl import kustomize, try_kustomize
@@ -439,7 +440,7 @@ def test_a_pod_that_stops_sends_its_clients_elsewhere_and_answers_them(productio
     longest = Settings.model_fields["request_timeout"].default
     assert drain >= longest + 10, "balancers need some seconds, and a request may take as long"
     grace = deployment["template"]["spec"]["terminationGracePeriodSeconds"]
-    assert grace >= drain + __main__._FORCED_STOP_SECONDS + 5
+    assert grace >= drain + FORCED_STOP_SECONDS + 5
     # It would take its time from the same, and clients would not be told anything.
     assert "lifecycle" not in backend(production)
     assert backend(production)["readinessProbe"]["httpGet"]["path"] == "/readyz"

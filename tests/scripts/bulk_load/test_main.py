@@ -160,6 +160,39 @@ def test_a_store_that_refuses_breaks_the_load_off_which_goes_on_when_it_does_not
     assert all(ipaddress.ip_address(each.removeprefix("::ffff:")).is_loopback for each in listening)
 
 
+def test_a_load_that_is_stopped_ends_what_it_has_begun_and_says_so(
+    flags: list[str], tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos", 150)
+    command = [sys.executable, "-m", "scripts.bulk_load", str(tmp_path / "photos"), *flags]
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--commit-photos", "32"], cwd=REPOSITORY, stdout=output, stderr=output
+        )
+    try:
+        deadline = time.monotonic() + 100
+        while "event=bulk_load.written" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    said = log.read_text()
+    assert code == 1, said
+    assert "stopped; the same command goes on from here" in said
+    assert "of=150" in said
+    assert "photos=150" not in said
+    assert "stop.forced" not in said
+    assert "Traceback" not in said
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+
+
 def _listening(pid: int) -> set[str]:
     """The addresses that a process and its children listen on."""
     found: set[str] = set()

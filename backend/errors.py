@@ -22,7 +22,10 @@
     ├── BadGateway               502  a server that the caller pointed to misbehaved
     ├── StoreRefuses             502  a store of photos that answers, and does not let us in
     ├── Unavailable              503  not now: the service is starting or stopping
+    │   ├── OutOfProcesses       503  the machine has none to give
+    │   ├── EngineGone           503  an engine has been away for as long as anybody waits
     │   └── EngineUnavailable    503  an engine does not answer, or cannot do what it is asked
+    │       ├── StillWriting     503  it works, and is not done with what was begun before
     │       └── StoreUnavailable 503  a store of photos that does not answer
     └── InsufficientStorage      507  what was sent, or asked for, would fill the disk
     ConfigurationError           settings or models that cannot work; never over HTTP, exit code 2

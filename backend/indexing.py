@@ -30,6 +30,7 @@ from backend.errors import (
     EngineUnavailable,
     NotFound,
     ServiceError,
+    StillWriting,
     Unavailable,
 )
 from backend.loads import (
@@ -88,6 +89,8 @@ _ATTEMPTS: Final = 10
 _PATIENCE_SECONDS: Final = 300.0
 """With a step for which an engine fails again and again though it is ready in between: after so
 many attempts and so long the step, not the engine, is what is wrong."""
+_WRITING_PATIENCE_SECONDS: Final = 3600.0
+"""With an engine that is not done with what a load before has begun; each attempt waits itself."""
 
 
 class Indexer:
@@ -391,22 +394,41 @@ class Indexer:
     async def patiently(self, load: Load | None, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Makes attempts, each after the engine that failed the one before is back."""
         loop = asyncio.get_running_loop()
-        start, attempts = loop.time(), 0
+        first = start = loop.time()
+        attempts, still_writes = 0, False
         while True:
             try:
-                return await attempt()
+                done = await attempt()
             except EngineUnavailable as trouble:
-                attempts += 1
-                if attempts >= _ATTEMPTS and loop.time() - start >= _PATIENCE_SECONDS:
-                    raise
+                now = loop.time()
+                still_writes = isinstance(trouble, StillWriting)
+                if still_writes:
+                    # It works, and comes to its end without us: no attempt was wrong.
+                    start, attempts = now, 0
+                    if now - first >= _WRITING_PATIENCE_SECONDS:
+                        raise
+                else:
+                    attempts += 1
+                    if attempts >= _ATTEMPTS and now - start >= _PATIENCE_SECONDS:
+                        raise
                 if load is not None and load.waiting_here is None:
                     load.wait_for(trouble.engine)
-                    _log.warning("load.waiting", load=load.id, engine=trouble.engine)
+                    _log.warning(
+                        "load.waiting", load=load.id, engine=trouble.engine, reason=str(trouble)
+                    )
                 await self._writer.outages.over(trouble)
                 self._pace.go_on()
-                if load is not None and load.waiting_here is not None:
-                    load.wait_for(None)
-                    _log.info("load.going_on", load=load.id)
+                if not still_writes:
+                    self._go_on(load)
+            else:
+                if still_writes:
+                    self._go_on(load)
+                return done
+
+    def _go_on(self, load: Load | None) -> None:
+        if load is not None and load.waiting_here is not None:
+            load.wait_for(None)
+            _log.info("load.going_on", load=load.id)
 
     async def index(self, load: Load, portions: AsyncIterator[Portion]) -> None:
         """See `LoadWork.index`."""

@@ -8,7 +8,8 @@ between is mended at the next start, or, where an engine was away, as soon as it
 again; what is `deleting` is finished. A collection that is imported is not seen until all of it is
 written; where its import was broken off, it goes. A collection that cannot be mended, since the
 vector engine has lost it or cannot load it, holds up nobody else: it is tried again before it is
-next written to.
+next written to. So is one in which another process has broken something off: nothing is written
+over what is half done, whose vectors may still come.
 
 A process that stands still for long, or that MySQL does not hear of, loses its turn to write, and
 goes on without knowing. Then the catalog decides: of two that write a photo, that one has written
@@ -46,12 +47,12 @@ from backend.metrics import Metrics
 from backend.outages import Outages
 from backend.readiness import Readiness
 from backend.storage.catalog import (
+    BEGUN,
     Catalog,
     Collection,
     CollectionState,
     EnsureHeld,
     Image,
-    ImageState,
     LoadState,
     NewImage,
     new_store,
@@ -74,7 +75,6 @@ _SETTLE_SECONDS: Final = 1.0
 """A write that an engine had received when its answer came too late may be done after all, when
 the engine is back: then it is done by now."""
 _UNFINISHED: Final[tuple[CollectionState, ...]] = ("deleting", "creating")
-_BEGUN: Final[tuple[ImageState, ...]] = ("pending", "undoing")
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class PhotoWriter:
     async def _keep(
         self, collection: Collection, photo: PreparedPhoto, path: Path, data: bytes
     ) -> AddedPhoto:
-        async with self.turn() as ensure_held:
+        async with self._turn_at(collection) as ensure_held:
             await self._check_ready(collection)
             known = await self._upload(collection, path)
             is_new = known is None or known.state != "indexed"
@@ -247,8 +247,7 @@ class PhotoWriter:
     async def _add(
         self, collection: Collection, choose: Callable[[], Awaitable[Sequence[PreparedPhoto]]]
     ) -> None:
-        await self._mend_before_use(collection)
-        async with self.turn() as ensure_held:
+        async with self._turn_at(collection) as ensure_held:
             if photos := await choose():
                 await self._check_ready(collection)
                 await self._write(collection, photos, ensure_held)
@@ -423,8 +422,7 @@ class PhotoWriter:
         await self.finish(self._delete(collection, image_ids))
 
     async def _delete(self, collection: Collection, image_ids: Sequence[int]) -> bool:
-        await self._mend_before_use(collection)
-        async with self.turn() as ensure_held:
+        async with self._turn_at(collection) as ensure_held:
             now = await self._catalog.collection_by_id(collection.id)
             images = await self._catalog.images_by_id(image_ids)
             if now is None or now.state != "ready" or not images:
@@ -613,8 +611,7 @@ class PhotoWriter:
         if await self._vectors.exists(collection.store):
             # Either may take long, or never end: others may write meanwhile.
             await self._vectors.load(collection.store)
-            begun = [await self._catalog.count_images(collection.id, state) for state in _BEGUN]
-            if any(begun) or collection.id in self._unsure:
+            if collection.id in self._unsure or await self._catalog.has_begun(collection.id):
                 await self._vectors.settle(collection.store)
         async with self.turn() as ensure_held:
             now = await self._catalog.collection_by_id(collection.id)
@@ -635,7 +632,7 @@ class PhotoWriter:
         async for page in self._catalog.images(collection.id, ["deleting"]):
             await self._finish_delete(collection, page, ensure_held)
             _log.info("recovery.deleted", collection=collection.name, photos=len(page))
-        async for page in self._catalog.images(collection.id, _BEGUN):
+        async for page in self._catalog.images(collection.id, BEGUN):
             await ensure_held()
             await self._undo(collection, [image.id for image in page], ensure_held)
             _log.info("recovery.undone", collection=collection.name, photos=len(page))
@@ -729,6 +726,24 @@ class PhotoWriter:
                 stack.callback(self._writing.release)
                 ensure_held = await stack.enter_async_context(self._catalog.exclusive())
             yield ensure_held
+
+    @contextlib.asynccontextmanager
+    async def _turn_at(self, collection: Collection) -> AsyncIterator[EnsureHeld]:
+        """As `turn`, with nothing in the collection that was begun and broken off.
+
+        Raises:
+            StillWriting: the vector engine is not done with something that was.
+            VectorsLost: the vector engine does not have the collection.
+        """
+        while True:
+            await self._mend_before_use(collection)
+            async with self.turn() as ensure_held:
+                if not await self._catalog.has_begun(collection.id):
+                    yield ensure_held
+                    return
+            # Whoever has begun it may be gone since a moment.
+            await asyncio.sleep(_SETTLE_SECONDS)
+            self._unmended.add(collection.id)
 
     async def finish(self, steps: Coroutine[Any, Any, _T]) -> _T:
         """Awaits steps that must not be left half done; a cancellation comes after them."""

@@ -160,7 +160,8 @@ def kill_while_loading(
 
     Raises:
         AssertionError: a photo is missing or there twice, catalog and vectors differ, a backend
-            tells something else of the load than another, or an answer was wrong.
+            tells something else of the load than another, an answer was wrong, or a chunk of one
+            that was killed was taken over later than after two leases.
     """
     draw = random.Random(seed)
     report = KillingReport(lease_seconds=lease_seconds)
@@ -210,6 +211,7 @@ def kill_while_loading(
                 time.sleep(0.05)
             report.seconds = time.monotonic() - begin
             assert sum(report.kills.values()) == kills
+            assert max(report.taken_over, default=0.0) <= 2 * lease_seconds, report.taken_over
             for _, number in ups:
                 backends[number].start(wait_seconds=0)
             for backend in backends:

@@ -6,8 +6,10 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pytest
 from pymilvus import MilvusClient
 
@@ -15,7 +17,8 @@ from backend.app import Services, open_services
 from backend.checking import CollectionReport, check_collections
 from backend.errors import ConfigurationError, EngineUnavailable, StillWriting, VectorsLost
 from backend.settings import Settings
-from backend.storage.catalog import Collection, ImageState, NewImage, path_key
+from backend.storage.catalog import Collection, ImageState, NewImage, NewObject, path_key
+from backend.storage.vectors import ObjectVector
 from tests.engines.milvus import MilvusProcess
 from tests.forked import run_program
 from tests.photos import draw_photo, encode, write_photos
@@ -330,3 +333,76 @@ async def test_an_import_that_goes_on_keeps_nobody_waiting_but_who_writes_there(
         await services.indexer.add_photo(_UPLOAD, "t")
         assert (await _photos(services, "t"))[broken_off.id] == "failed"
         assert await _finds_itself(services, _UPLOAD, "t")
+
+
+@pytest.mark.parametrize("combination", ["embedded", "milvus+mysql"], indirect=True)
+@pytest.mark.parametrize("what", ["loaded", "deleted"])
+async def test_nothing_is_done_to_a_photo_before_what_another_has_broken_off_there_is_settled(
+    what: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a bulk load is killed while Milvus imports its vectors."""
+    await _fill(settings, tmp_path / "photos")
+    [path] = write_photos(tmp_path / "more", 1, start=50)
+    async with open_services(settings) as services:
+        collection = await _collection(services, "t")
+        objects = [NewObject("chair", 0.5, (0.0, 0.0, 9.0, 9.0))]
+        new = NewImage(str(path), path_key(str(path)), "0" * 64, 1, 1, objects=objects)
+        [begun] = await services.catalog.begin_images(collection.id, [new])
+        vector = np.zeros(collection.dim, np.float32)
+        vector[0] = 1
+        on_their_way = [ObjectVector(begun.object_ids[0], begun.id, "chair", 0.5, vector)]
+        settle = services.vectors.settle
+
+        async def until_imported(store: str) -> None:
+            if on_their_way:
+                await services.vectors.insert(store, [on_their_way.pop()])
+            await settle(store)
+
+        monkeypatch.setattr(services.vectors, "settle", until_imported)
+        if what == "loaded":
+            await _load(services, path.parent, "t")
+            assert (await _photos(services, "t"))[begun.id] == "indexed"
+            assert await _finds_itself(services, path.read_bytes(), "t")
+        else:
+            assert await services.writer.remove(begun.id)
+            assert begun.id not in await _photos(services, "t")
+        await services.vectors.insert(collection.store, on_their_way)  # too late: nobody has waited
+        report = (await _check(services))["t"]
+        assert (report.missing, report.orphaned) == (set(), set())
+
+
+async def test_a_load_waits_for_an_import_that_goes_on_longer_than_for_a_step_that_fails(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _fill(settings, tmp_path / "photos")
+    folder = tmp_path / "more"
+    write_photos(folder, 1, start=50)
+    monkeypatch.setattr("backend.indexing._ATTEMPTS", 1)
+    monkeypatch.setattr("backend.indexing._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("backend.outages._LONGEST_DELAY_SECONDS", 0.05)
+    async with open_services(settings) as services:
+        add, told = services.writer.add_wanted, list[str | None]()
+        left = 5
+
+        async def add_later(*arguments: Any) -> None:
+            nonlocal left
+            told.append(load.waiting_for)
+            if left:
+                left -= 1
+                raise StillWriting("Milvus", "Milvus still imports")
+            await add(*arguments)
+
+        monkeypatch.setattr(services.writer, "add_wanted", add_later)
+        load = await services.indexer.start_load(str(folder), "t")
+        await load.wait()
+        assert load.state == "done"
+        assert told == [None, *["Milvus"] * 5]
+        assert load.waiting_for is None
+
+        monkeypatch.setattr("backend.indexing._WRITING_PATIENCE_SECONDS", 0.0)
+        left = 1
+        write_photos(folder, 1, start=60)
+        load = await services.indexer.start_load(str(folder), "t")
+        with pytest.raises(StillWriting):
+            await load.wait()
+        assert (load.state, load.error) == ("failed", "StillWriting: Milvus still imports")

@@ -46,6 +46,7 @@ from backend.storage.tables import loads as _loads
 from backend.storage.tables import objects as _objects
 
 __all__ = [
+    "BEGUN",
     "Catalog",
     "Collection",
     "CollectionState",
@@ -70,6 +71,8 @@ __all__ = [
 
 CollectionState = Literal["creating", "importing", "ready", "deleting"]
 ImageState = Literal["pending", "undoing", "indexed", "failed", "deleting"]
+BEGUN: Final[tuple[ImageState, ...]] = ("pending", "undoing")
+"""Photos that are being written, or whose writing was broken off."""
 LoadState = Literal["running", "done", "failed", "cancelled"]
 
 _DATABASE: Final = "catalog.db"
@@ -893,6 +896,23 @@ class Catalog:
             )
         )
         return int(row[0])
+
+    async def has_begun(self, collection_id: int) -> bool:
+        """Whether a photo of the collection was begun, and neither finished nor taken back.
+
+        Within a turn to write nobody is at work on such a one. False where the collection is not
+        ready: it is removed as a whole.
+        """
+        query = (
+            sa.select(_images.c.id)
+            .join(_collections, _collections.c.id == _images.c.collection_id)
+            .where(
+                _images.c.collection_id == collection_id,
+                _images.c.state.in_(BEGUN),
+                _collections.c.state == "ready",
+            )
+        )
+        return bool(await self._rows(query.limit(1)))
 
     async def hashes(self, collection_id: int) -> AsyncIterator[list[PhotoHashes]]:
         """Those of a collection's indexed photos, page by page in the order of their ids."""

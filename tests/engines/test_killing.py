@@ -17,6 +17,7 @@ def test_backends_that_are_killed_while_they_load_together_lose_and_double_nothi
 ) -> None:
     milvus_server.start_if_given_up()
     engines = Engines({"triton": triton_server, "milvus": milvus_server, "mysql": mysql_server})
-    report = kill_while_loading(tmp_path, engines, photos=64, kills=3, seed=3, lease_seconds=3)
+    report = kill_while_loading(tmp_path, engines, photos=64, kills=3, seed=3, lease_seconds=5)
     assert report.kills.total() == 3
+    assert report.taken_over
     assert min(report.searches[number] for number in range(3)) > 0

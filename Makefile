@@ -94,8 +94,7 @@ $(VENV)/kubectl.stamp: | $(BIN)/python
 	@touch $@
 
 $(VENV)/packages.stamp: pyproject.toml | $(BIN)/python
-	@# What is imported is compiled then, and that is a small part.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[export,train,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[export,train,test]'
 	@touch $@ $(VENV)/serve.stamp $(VENV)/export.stamp
 
 $(VENV)/test.stamp: $(addprefix $(VENV)/,packages.stamp opencv4.stamp engines.stamp kubectl.stamp)

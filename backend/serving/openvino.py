@@ -98,6 +98,9 @@ def _core(precision: Precision) -> "Core":
             f" ({missing}): run pip install 'image-similarity-search[openvino]' (in a checkout pip"
             " install -e '.[openvino]'), or unset the variable"
         ) from None
+    # The first tensor of a process is made in one thread: where two make theirs at once, one waits
+    # for what the other prepares, which waits for the interpreter, and neither ever goes on.
+    openvino.Tensor(np.zeros(1, np.uint8), shared_memory=True)
     core = openvino.Core()
     check_precision(precision, core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES"))
     return core

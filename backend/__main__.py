@@ -20,7 +20,7 @@ from aiohttp import web
 from rich_pixels import Pixels
 
 from backend.app import Services, create_app, open_keys, open_services
-from backend.archive import Archive, Manifest, check_installed, in_steps
+from backend.archive import Archive, Manifest, check_installed
 from backend.checking import CollectionReport, check_collections
 from backend.console import (
     draw_object,
@@ -57,6 +57,7 @@ from backend.remote import fetch_export, send_import
 from backend.searching import PhotoHit
 from backend.settings import Settings
 from backend.stopping import until_stopped
+from backend.threads import in_steps
 
 _log = structlog.get_logger("backend")
 

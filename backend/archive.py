@@ -7,20 +7,19 @@ is read of one is never much larger than its bytes in the file, whoever has made
 are looked at first (`parquet_pages`).
 
 Photos are numbered from 0 in the order of their rows; objects follow each other in that order.
-Everything here blocks, in steps that are short: call each in a thread (`in_steps`).
+Everything here blocks, in steps that are short: call each in a thread (`threads.in_steps`).
 """
 
-import asyncio
 import hashlib
 import importlib.util
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, BinaryIO, Final, Literal, ParamSpec, TypeVar
+from typing import Any, BinaryIO, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,13 +49,9 @@ __all__ = [
     "ObjectRows",
     "check_installed",
     "check_photo",
-    "in_steps",
-    "in_thread",
     "photo_name",
 ]
 
-_T = TypeVar("_T")
-_P = ParamSpec("_P")
 _ENCODINGS: Final = frozenset({"PLAIN", "RLE"})
 """Of values as they are, and of which are there."""
 _LEAST_BYTES: Final = {"INT32": 4, "INT64": 8, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 4}
@@ -176,27 +171,6 @@ def check_installed() -> None:
             "exports are Parquet, and pyarrow, which reads and writes it, is not installed: "
             "pip install 'image-similarity-search[backup]'"
         )
-
-
-async def in_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """What a call in a thread returns; a cancellation comes after it.
-
-    For what uses a file that whoever is cancelled closes.
-    """
-    call = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(call)
-    except asyncio.CancelledError:
-        await asyncio.wait([call])
-        raise
-
-
-async def in_steps(steps: Iterable[_T]) -> AsyncIterator[_T]:
-    """What an iterator gives, each step in a thread; a cancellation comes after the step."""
-    iterator = iter(steps)
-    end: Any = object()
-    while (value := await in_thread(next, iterator, end)) is not end:
-        yield value
 
 
 def photo_name(sha256: str, image_format: str) -> str:

@@ -33,8 +33,6 @@ from backend.archive import (
     ObjectRows,
     check_installed,
     check_photo,
-    in_steps,
-    in_thread,
     photo_name,
 )
 from backend.errors import (
@@ -53,6 +51,7 @@ from backend.indexing import Indexer
 from backend.names import check_collection_name
 from backend.storage.catalog import Catalog, Collection, Image, NewImage, ObjectPlace, path_key
 from backend.storage.vectors import VectorStore
+from backend.threads import in_steps, in_thread
 from backend.uploads import UploadFolder
 from backend.writing import PhotoWriter, PreparedPhoto
 

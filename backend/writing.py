@@ -611,7 +611,7 @@ class PhotoWriter:
         if await self._vectors.exists(collection.store):
             # Either may take long, or never end: others may write meanwhile.
             await self._vectors.load(collection.store)
-            if collection.id in self._unsure or await self._catalog.has_begun(collection.id):
+            if collection.id in self._unsure or await self._catalog.has_begun_images(collection.id):
                 await self._vectors.settle(collection.store)
         async with self.turn() as ensure_held:
             now = await self._catalog.collection_by_id(collection.id)
@@ -738,7 +738,7 @@ class PhotoWriter:
         while True:
             await self._mend_before_use(collection)
             async with self.turn() as ensure_held:
-                if not await self._catalog.has_begun(collection.id):
+                if not await self._catalog.has_begun_images(collection.id):
                     yield ensure_held
                     return
             # Whoever has begun it may be gone since a moment.

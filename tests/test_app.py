@@ -108,7 +108,7 @@ def test_the_arrows_run_one_way() -> None:
         {"errors", "plain_text"},
         {
             *("names", "addresses", "photo_addresses", "files", "tarball", "parquet_pages"),
-            *("deadlines", "tracing", "hosts", "rates"),
+            *("deadlines", "threads", "tracing", "hosts", "rates"),
         },
         {"metrics", "precedence", "cores"},
         {"photo_cache", "single_flight", "workers", "admission", "budget", "pace"},

@@ -897,7 +897,7 @@ class Catalog:
         )
         return int(row[0])
 
-    async def has_begun(self, collection_id: int) -> bool:
+    async def has_begun_images(self, collection_id: int) -> bool:
         """Whether a photo of the collection was begun, and neither finished nor taken back.
 
         Within a turn to write nobody is at work on such a one. False where the collection is not

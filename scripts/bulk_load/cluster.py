@@ -1,12 +1,11 @@
 """The Ray that a bulk load runs on: a cluster's, or one on this machine alone."""
 
-import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar, TypeVarTuple
+from typing import Any, Final
 
 # Before Ray is imported: it tells nobody outside what it is used for, and us of failures alone; and
 # a thread that a load which is stopped has left behind starts no Ray of its own.
@@ -21,11 +20,9 @@ from tenacity import Retrying, retry_if_exception_message, stop_after_attempt
 
 from backend.cores import count_cores
 from backend.errors import ConfigurationError
+from backend.threads import in_thread
 
-__all__ = ["START_SECONDS", "connected", "in_thread", "ray"]
-
-_T = TypeVar("_T")
-_Ts = TypeVarTuple("_Ts")
+__all__ = ["START_SECONDS", "connected", "ray"]
 
 START_SECONDS: Final = 600
 """For an actor to be given cores and to open the models; machines may have to start."""
@@ -74,16 +71,3 @@ def _connect(address: str | None) -> None:
     except Exception as error:  # Ray's own are of no type
         where = "can be started on this machine" if address is None else f"answers at {address}"
         raise ConfigurationError(f"no Ray {where}: {error}") from error
-
-
-async def in_thread(function: Callable[[*_Ts], _T], *arguments: *_Ts) -> _T:
-    """As `asyncio.to_thread`; a cancellation comes after it.
-
-    Ray may not be shut down under a thread that is at work with it.
-    """
-    task = asyncio.create_task(asyncio.to_thread(function, *arguments))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

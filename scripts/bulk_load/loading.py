@@ -7,7 +7,7 @@ goes on from there.
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Final
@@ -21,9 +21,10 @@ from backend.preparing import is_unchanged
 from backend.scanning import FoundPhoto
 from backend.settings import Settings
 from backend.storage.catalog import Image, TouchedImage, path_key
+from backend.threads import in_steps, in_thread
 from backend.writing import PreparedPhoto
-from scripts.bulk_load.cluster import START_SECONDS, connected, in_thread, ray
-from scripts.bulk_load.preparer import Column, Outcome, Preparer, Task, pack, unpack
+from scripts.bulk_load.cluster import START_SECONDS, connected, ray
+from scripts.bulk_load.preparer import Outcome, Preparer, Task, pack, unpack
 
 __all__ = ["BLOCKS_AT_ONCE", "BulkLoad", "plan_actors", "spread"]
 
@@ -246,7 +247,7 @@ async def spread(
         options: how Ray is to run the actors.
     """
 
-    def begin() -> Iterator[Column]:
+    def begin() -> Any:  # a generator of columns
         photos = ray.data.from_items(
             [{"photo": photo} for photo in pack(tasks)["photo"]],
             override_num_blocks=math.ceil(len(tasks) / _BLOCK_PHOTOS),
@@ -256,9 +257,9 @@ async def spread(
         )
         return iter(prepared.iter_batches(batch_size=None, batch_format="numpy"))
 
-    ready: Any = await in_thread(begin)  # of many photos it takes a while
+    ready = await in_thread(begin)  # of many photos it takes a while
     try:
-        while (block := await in_thread(next, ready, None)) is not None:
+        async for block in in_steps(ready):
             yield unpack(block)
     finally:
-        await in_thread(ready.close)
+        await in_thread(ready.close)  # Ray may not be shut down under what is at work with it

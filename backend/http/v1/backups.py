@@ -12,7 +12,6 @@ from typing import BinaryIO, Final
 import structlog
 from aiohttp import hdrs, web
 
-from backend.archive import in_thread
 from backend.errors import (
     InsufficientStorage,
     NotFound,
@@ -34,6 +33,7 @@ from backend.http.v1.presenting import answer
 from backend.http.v1.requests import read_query
 from backend.http.v1.schemas import ExportQuery, ImportQuery, ImportResult
 from backend.names import MAX_NAME_LENGTH, NAME_PATTERN, check_collection_name
+from backend.threads import in_thread
 
 __all__ = ["OPERATIONS"]
 
